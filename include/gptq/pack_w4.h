@@ -1,0 +1,38 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace gptq {
+
+/// Packs 4-bit codes into the one layout that every kernel reads.
+///
+/// The layout, version kW4FormatVersion, is made of atoms of 64 bytes, each 16 rows (n) by 8 columns (k) of the weight:
+/// 16 little-endian dwords, one per row, whose nibbles from the least significant hold columns
+/// k0, k4, k1, k5, k2, k6, k3, k7. Rows and columns beyond N and K hold code 0. The bytes do not depend on the machine.
+///
+/// @param codes u8 [N, K], every value in 0..15
+/// @return u8 [ceil(N/16), ceil(K/8), 64]
+at::Tensor pack_w4(const at::Tensor& codes);
+
+/// The codes of a packed weight: the inverse of pack_w4.
+/// @param packed u8 [ceil(n/16), ceil(k/8), 64]
+/// @return u8 [n, k]
+at::Tensor unpack_w4(const at::Tensor& packed, int64_t n, int64_t k);
+
+/// The float weight that a packed one stands for: (code - zero) * scale of its group.
+///
+/// The group size follows from the shapes: the number of groups is scales.size(0), and groups are
+/// ceil(k / n_groups) columns wide, except where the caller's group size leaves a shorter last group (see linear_w4).
+/// @param packed u8 [ceil(N/16), ceil(k/8), 64]
+/// @param scales f16 [n_groups, N]
+/// @param zeros u8 [n_groups, N]; absent means 8 everywhere
+/// @return f32 [N, k]
+at::Tensor dequantize_w4(const at::Tensor& packed, const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
+                         int64_t k);
+
+inline constexpr int64_t kW4FormatVersion = 1;
+
+}  // namespace gptq

@@ -1,0 +1,15 @@
+// The schemas of every gptq:: operator, in one place. Each operator's file registers its own implementations.
+#include <torch/library.h>
+
+TORCH_LIBRARY(gptq, m) {
+  m.def("pack_w4(Tensor codes) -> Tensor");
+  m.def("unpack_w4(Tensor packed, int n, int k) -> Tensor");
+  m.def("dequantize_w4(Tensor packed, Tensor scales, Tensor? zeros, int k) -> Tensor");
+  m.def(
+      "linear_w4(Tensor input, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, Tensor? input_order, "
+      "int group_size, str compute=\"exact\") -> Tensor");
+  m.def(
+      "quantize_weight(Tensor weight, Tensor hessian, int bits=4, int group_size=128, bool symmetric=True, "
+      "bool per_tensor=False, str act_order=\"static\", str mode=\"default\", float damping=0.01, "
+      "int block_size=128) -> (Tensor codes, Tensor scales, Tensor zeros, Dict(str, float) report)");
+}
