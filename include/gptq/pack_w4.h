@@ -24,14 +24,14 @@ at::Tensor unpack_w4(const at::Tensor& packed, int64_t n, int64_t k);
 
 /// The float weight that a packed one stands for: (code - zero) * scale of its group.
 ///
-/// The group size follows from the shapes: the number of groups is scales.size(0), and groups are
-/// ceil(k / n_groups) columns wide, except where the caller's group size leaves a shorter last group (see linear_w4).
 /// @param packed u8 [ceil(N/16), ceil(k/8), 64]
 /// @param scales f16 [n_groups, N]
 /// @param zeros u8 [n_groups, N]; absent means 8 everywhere
+/// @param group_size columns per group, as in linear_w4; 0: all n_groups groups are equally wide, which needs k to be a
+///        multiple of n_groups
 /// @return f32 [N, k]
 at::Tensor dequantize_w4(const at::Tensor& packed, const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
-                         int64_t k);
+                         int64_t k, int64_t group_size = 0);
 
 inline constexpr int64_t kW4FormatVersion = 1;
 
