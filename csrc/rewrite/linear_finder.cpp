@@ -1,0 +1,159 @@
+#include <rewrite/linear_finder.h>
+#include <torch/csrc/jit/ir/constants.h>
+#include <torch/csrc/jit/passes/inliner.h>
+
+#include <functional>
+#include <sstream>
+
+namespace gptq::rewrite {
+namespace {
+
+using torch::jit::Block;
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
+
+bool is_kind(const Node* node, const char* kind) { return node->kind() == c10::Symbol::fromQualString(kind); }
+
+/// The tensor that a value always holds: an attribute of the module or a constant (in a frozen module).
+at::Tensor fixed_tensor(const Value* value, const torch::jit::Module& module) {
+  c10::IValue held;
+  if (const auto path = attribute_path(value)) {
+    held = attribute_at(module, *path);
+  } else if (const auto constant = torch::jit::toIValue(value)) {
+    held = *constant;
+  }
+  return held.isTensor() ? held.toTensor() : at::Tensor();
+}
+
+/// Whether a node swaps the two dimensions of a matrix.
+bool is_transpose(const Node* node) {
+  if (is_kind(node, "aten::t") || is_kind(node, "aten::numpy_T")) {
+    return true;
+  }
+  if (!is_kind(node, "aten::transpose")) {
+    return false;
+  }
+  const auto first = torch::jit::toIValue(node->input(1));
+  const auto second = torch::jit::toIValue(node->input(2));
+  return first && second && (first->toInt() - second->toInt()) % 2 != 0;
+}
+
+/// Steps back over operators that only pass a weight on, noting whether it is transposed on the way.
+Value* stored_weight(Value* value, bool& transposed) {
+  for (;;) {
+    Node* node = value->node();
+    if (is_transpose(node)) {
+      transposed = !transposed;
+    } else if (!is_kind(node, "aten::detach")) {
+      return value;
+    }
+    value = node->input(0);
+  }
+}
+
+bool is_one(const Value* value) {
+  const auto constant = torch::jit::toIValue(value);
+  return constant && constant->isScalar() && constant->toScalar().to<double>() == 1.0;
+}
+
+std::string layer_name(const Value* weight) {
+  if (const auto path = attribute_path(weight)) {
+    static constexpr std::string_view kSuffix = ".weight";
+    return path->ends_with(kSuffix) ? path->substr(0, path->size() - kSuffix.size()) : *path;
+  }
+  return "constant_" + weight->debugName();
+}
+
+/// Fills in what is known of a linear; `takes_nk` tells whether the node takes its weight as [N, K].
+std::optional<LinearNode> linear_with(Node* node, size_t input, size_t weight, std::optional<size_t> bias, bool takes_nk,
+                                      const torch::jit::Module& module) {
+  bool transposed = false;
+  LinearNode linear{.node = node, .input_index = input, .weight_index = weight, .bias_index = bias};
+  linear.weight_value = stored_weight(node->input(weight), transposed);
+  linear.weight = fixed_tensor(linear.weight_value, module);
+  if (!linear.weight.defined() || linear.weight.dim() != 2 || !at::isFloatingType(linear.weight.scalar_type()) ||
+      linear.weight.numel() == 0) {
+    return std::nullopt;
+  }
+  linear.conv1d = takes_nk == transposed;
+  linear.name = layer_name(linear.weight_value);
+  return linear;
+}
+
+bool bias_fits(const LinearNode& linear, const torch::jit::Module& module) {
+  const Value* bias = linear.node->input(*linear.bias_index);
+  if (bias->type()->kind() == c10::TypeKind::NoneType) {
+    return true;
+  }
+  const at::Tensor tensor = fixed_tensor(bias, module);
+  return tensor.defined() && tensor.dim() == 1 && tensor.size(0) == linear.out_features() &&
+         at::isFloatingType(tensor.scalar_type());
+}
+
+std::optional<LinearNode> match(Node* node, const torch::jit::Module& module) {
+  std::optional<LinearNode> linear;
+  if (is_kind(node, "aten::linear")) {
+    linear = linear_with(node, 0, 1, 2, true, module);
+  } else if (is_kind(node, "aten::addmm") && is_one(node->input(3)) && is_one(node->input(4))) {
+    linear = linear_with(node, 1, 2, 0, false, module);
+  } else if (is_kind(node, "aten::mm") || is_kind(node, "aten::matmul")) {
+    linear = linear_with(node, 0, 1, std::nullopt, false, module);
+  }
+  return linear && linear->bias_index && !bias_fits(*linear, module) ? std::nullopt : linear;
+}
+
+void visit(Block* block, const std::function<void(Node*)>& use) {
+  for (Node* node : block->nodes()) {
+    use(node);
+    for (Block* nested : node->blocks()) {
+      visit(nested, use);
+    }
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<Graph> flatten_forward(const torch::jit::Module& module) {
+  const auto method = module.find_method("forward");
+  TORCH_CHECK(method.has_value(), "quantize_module: module must have a forward method, got ",
+              module.type()->repr_str());
+  auto graph = method->graph()->copy();
+  torch::jit::Inline(*graph);
+  return graph;
+}
+
+std::vector<LinearNode> find_linears(Graph& graph, const torch::jit::Module& module) {
+  std::vector<LinearNode> found;
+  visit(graph.block(), [&](Node* node) {
+    if (auto linear = match(node, module)) {
+      found.push_back(std::move(*linear));
+    }
+  });
+  return found;
+}
+
+std::optional<std::string> attribute_path(const Value* value) {
+  std::string path;
+  while (value->node()->kind() == c10::prim::GetAttr) {
+    const std::string& name = value->node()->s(c10::attr::name);
+    path = path.empty() ? name : name + "." + path;
+    value = value->node()->input(0);
+  }
+  const Graph* graph = value->owningGraph();
+  if (path.empty() || graph->inputs().empty() || value != graph->inputs().at(0)) {
+    return std::nullopt;
+  }
+  return path;
+}
+
+c10::IValue attribute_at(const torch::jit::Module& module, const std::string& path) {
+  c10::IValue current = module._ivalue();
+  std::istringstream parts(path);
+  for (std::string part; std::getline(parts, part, '.');) {
+    current = current.toObjectRef().getAttr(part);
+  }
+  return current;
+}
+
+}  // namespace gptq::rewrite

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <gptq/quantize_weight.h>
+#include <torch/csrc/jit/api/module.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace gptq {
+
+/// A linear computation found in a module.
+struct LinearInfo {
+  std::string name;  ///< attribute path of the weight without ".weight"
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  bool conv1d = false;  ///< weight stored as [K, N], as GPT-2's Conv1D does
+};
+
+/// A linear after quantization. Either packed, scales and zeros are set (4 bits) or dequantized is (other bits).
+struct QuantizedLinear : LinearInfo {
+  int64_t bits = 4;
+  int64_t group_size = 128;
+  at::Tensor packed;       ///< see pack_w4
+  at::Tensor scales;       ///< f16 [n_groups, N]
+  at::Tensor zeros;        ///< u8 [n_groups, N]; undefined if every zero point is the middle code
+  at::Tensor dequantized;  ///< in the shape and dtype of the stored weight
+  QuantizeReport report;
+  int64_t nsamples = 0;    ///< calibration vectors seen; 0: rounded to nearest
+  double input_error = 0;  ///< ‖x̂ - x‖ / ‖x‖, inputs behind the quantized prefix against those of the float model
+  double seconds = 0;      ///< for this layer's share of the calibration pass and its quantization
+
+  /// Bytes of the weight as it will be stored.
+  int64_t bytes() const;
+};
+
+struct QuantizeModuleOptions {
+  QuantizeOptions quantize;
+  /// Layers for which it returns true keep their weights.
+  std::function<bool(const std::string& name)> skip;
+  /// Called after each layer with how many of how many are done.
+  std::function<void(const QuantizedLinear& layer, size_t done, size_t total)> progress;
+};
+
+struct QuantizedModule {
+  torch::jit::Module module;
+  std::vector<QuantizedLinear> layers;  ///< in the order of execution
+};
+
+/// The linears of module.forward in the order of execution, found by what they compute: aten::linear, or aten::addmm, mm
+/// and matmul with a two-dimensional weight of the module.
+std::vector<LinearInfo> find_linears(const torch::jit::Module& module);
+
+/// Quantizes the linears of a TorchScript module and puts gptq::linear_w4 in their place (4 bits; with other bits the
+/// dequantized weight replaces the float one).
+///
+/// Layer by layer in the order of execution, each calibrated on what the already quantized layers before it give
+/// (true-sequential). Two streams of activations are carried along, the float model's and the quantized model's, one set
+/// of live values for each calibration input.
+///
+/// @param module in eval mode; not changed. Its forward is inlined; a weight may be used by several linears.
+/// @param calibration argument lists for forward; may be empty only in mode "rtn"
+/// @return a new module with the same attribute names and only forward; float weights that nothing reads are left out
+/// @throws c10::Error naming the layer where one is at fault
+QuantizedModule quantize_module(const torch::jit::Module& module,
+                                const std::vector<std::vector<c10::IValue>>& calibration,
+                                const QuantizeModuleOptions& options = {});
+
+}  // namespace gptq
