@@ -1,3 +1,4 @@
+#include <ATen/ATen.h>
 #include <c10/util/irange.h>
 #include <gptq/gptq_layer.h>
 #include <gptq/pack_w4.h>
@@ -23,9 +24,12 @@ using torch::jit::Value;
 
 /// One weight to quantize. Several linears may use it; its Hessian is complete at the last of them.
 struct Layer {
+  Layer(std::string layer_name, at::Tensor stored, bool transposed)
+      : name(std::move(layer_name)), weight(std::move(stored)), conv1d(transposed) {}
+
   std::string name;
-  at::Tensor weight;
-  bool conv1d = false;
+  at::Tensor weight;  ///< as stored
+  bool conv1d;
   size_t last_stage = 0;
   size_t uses = 0;
   c10::intrusive_ptr<GPTQLayer> observer;  ///< shared by layers that read the same tensor
@@ -70,7 +74,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 class CalibrationPass {
  public:
-  CalibrationPass(const Module& module, const Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration,
+  CalibrationPass(const Module& module, Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration,
                   const QuantizeModuleOptions& options)
       : module_(module), options_(options) {
     float_ = make_stream(graph, calibration);
@@ -88,7 +92,7 @@ class CalibrationPass {
   }
 
  private:
-  Stream make_stream(const Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration);
+  Stream make_stream(Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration);
   void plan();
   double reach(const Stage& stage);
   GraphSlice advance(Stream& stream, const Stage& stage);
@@ -108,7 +112,7 @@ class CalibrationPass {
   std::vector<QuantizedLinear> results_;
 };
 
-Stream CalibrationPass::make_stream(const Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration) {
+Stream CalibrationPass::make_stream(Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration) {
   Stream stream;
   stream.graph = graph.copy();
   while (!stream.graph->outputs().empty()) {
@@ -145,7 +149,7 @@ void CalibrationPass::plan() {
   for (const size_t i : c10::irange(quantized_.uses.size())) {
     const auto& [linear, layer_index] = quantized_.uses[i];
     if (layer_index == layers_.size()) {
-      layers_.push_back({.name = linear.name, .weight = linear.weight, .conv1d = linear.conv1d});
+      layers_.emplace_back(linear.name, linear.weight, linear.conv1d);
     }
     const bool nested = top_level(linear.node) != linear.node;
     const auto key = std::pair{viewed(linear.input()), linear.in_features()};
@@ -318,7 +322,7 @@ void CalibrationPass::replace(const QuantizedLinear& quantized, size_t layer) {
 
 }  // namespace
 
-std::vector<QuantizedLinear> calibrate_and_quantize(const Module& module, const Graph& graph,
+std::vector<QuantizedLinear> calibrate_and_quantize(const Module& module, Graph& graph,
                                                     const std::vector<std::vector<c10::IValue>>& calibration,
                                                     const QuantizeModuleOptions& options) {
   const at::NoGradGuard no_grad;

@@ -7,7 +7,6 @@
 namespace gptq::rewrite {
 namespace {
 
-using torch::jit::Block;
 using torch::jit::Graph;
 using torch::jit::Module;
 using torch::jit::Node;
@@ -27,8 +26,9 @@ bool holds_module(const Value* value) {
 }
 
 /// The GetAttr nodes that read something other than a submodule.
-void collect_reads(Block* block, std::vector<Node*>& reads) {
-  for (Node* node : block->nodes()) {
+std::vector<Node*> attribute_reads(Graph& graph) {
+  std::vector<Node*> reads;
+  for_each_node(graph.block(), [&](Node* node) {
     if (node->kind() == c10::prim::GetAttr && !holds_module(node->output()) && attribute_path(node->output())) {
       reads.push_back(node);
     }
@@ -37,10 +37,8 @@ void collect_reads(Block* block, std::vector<Node*>& reads) {
                   "quantize_module: forward must only read attributes of the module, but it uses ",
                   node->kind().toQualString(), " on a module");
     }
-    for (Block* nested : node->blocks()) {
-      collect_reads(nested, reads);
-    }
-  }
+  });
+  return reads;
 }
 
 }  // namespace
@@ -89,9 +87,7 @@ Value* FlatModule::insert_buffer(const std::string& path, const at::Tensor& tens
 
 Module FlatModule::finish() {
   torch::jit::EliminateDeadCode(graph_);
-  std::vector<Node*> reads;
-  collect_reads(graph_->block(), reads);
-  for (Node* read : reads) {
+  for (Node* read : attribute_reads(*graph_)) {
     const std::string path = *attribute_path(read->output());
     carry_over(path);
     const torch::jit::WithInsertPoint at_read(read);

@@ -2,8 +2,8 @@
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/passes/inliner.h>
 
-#include <functional>
 #include <sstream>
+#include <string_view>
 
 namespace gptq::rewrite {
 namespace {
@@ -57,10 +57,13 @@ bool is_one(const Value* value) {
   return constant && constant->isScalar() && constant->toScalar().to<double>() == 1.0;
 }
 
+std::string without_suffix(const std::string& path, std::string_view suffix) {
+  return path.ends_with(suffix) ? path.substr(0, path.size() - suffix.size()) : path;
+}
+
 std::string layer_name(const Value* weight) {
   if (const auto path = attribute_path(weight)) {
-    static constexpr std::string_view kSuffix = ".weight";
-    return path->ends_with(kSuffix) ? path->substr(0, path->size() - kSuffix.size()) : *path;
+    return without_suffix(*path, ".weight");
   }
   return "constant_" + weight->debugName();
 }
@@ -69,7 +72,11 @@ std::string layer_name(const Value* weight) {
 std::optional<LinearNode> linear_with(Node* node, size_t input, size_t weight, std::optional<size_t> bias, bool takes_nk,
                                       const torch::jit::Module& module) {
   bool transposed = false;
-  LinearNode linear{.node = node, .input_index = input, .weight_index = weight, .bias_index = bias};
+  LinearNode linear;
+  linear.node = node;
+  linear.input_index = input;
+  linear.weight_index = weight;
+  linear.bias_index = bias;
   linear.weight_value = stored_weight(node->input(weight), transposed);
   linear.weight = fixed_tensor(linear.weight_value, module);
   if (!linear.weight.defined() || linear.weight.dim() != 2 || !at::isFloatingType(linear.weight.scalar_type()) ||
@@ -103,15 +110,6 @@ std::optional<LinearNode> match(Node* node, const torch::jit::Module& module) {
   return linear && linear->bias_index && !bias_fits(*linear, module) ? std::nullopt : linear;
 }
 
-void visit(Block* block, const std::function<void(Node*)>& use) {
-  for (Node* node : block->nodes()) {
-    use(node);
-    for (Block* nested : node->blocks()) {
-      visit(nested, use);
-    }
-  }
-}
-
 }  // namespace
 
 std::shared_ptr<Graph> flatten_forward(const torch::jit::Module& module) {
@@ -125,12 +123,21 @@ std::shared_ptr<Graph> flatten_forward(const torch::jit::Module& module) {
 
 std::vector<LinearNode> find_linears(Graph& graph, const torch::jit::Module& module) {
   std::vector<LinearNode> found;
-  visit(graph.block(), [&](Node* node) {
+  for_each_node(graph.block(), [&](Node* node) {
     if (auto linear = match(node, module)) {
       found.push_back(std::move(*linear));
     }
   });
   return found;
+}
+
+void for_each_node(Block* block, const std::function<void(Node*)>& use) {
+  for (Node* node : block->nodes()) {
+    use(node);
+    for (Block* nested : node->blocks()) {
+      for_each_node(nested, use);
+    }
+  }
 }
 
 std::optional<std::string> attribute_path(const Value* value) {

@@ -3,6 +3,8 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -33,6 +35,9 @@ std::shared_ptr<torch::jit::Graph> flatten_forward(const torch::jit::Module& mod
 /// what they compute: aten::linear, or aten::addmm, mm and matmul with a two-dimensional weight of the module, stored
 /// either way round.
 std::vector<LinearNode> find_linears(torch::jit::Graph& graph, const torch::jit::Module& module);
+
+/// Calls `use` on every node of a block, nested ones after the node they are nested in.
+void for_each_node(torch::jit::Block* block, const std::function<void(torch::jit::Node*)>& use);
 
 /// The attribute path that a value is read by ("h.0.ln_1.weight"), if it is a chain of GetAttr from the graph's self.
 std::optional<std::string> attribute_path(const torch::jit::Value* value);

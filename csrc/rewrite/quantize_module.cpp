@@ -33,6 +33,21 @@ std::vector<LinearInfo> find_linears(const torch::jit::Module& module) {
   return found;
 }
 
+std::vector<LinearInfo> find_packed_linears(const torch::jit::Module& module) {
+  const auto graph = rewrite::flatten_forward(module);
+  std::vector<LinearInfo> found;
+  rewrite::for_each_node(graph->block(), [&](torch::jit::Node* node) {
+    static const auto kLinearW4 = c10::Symbol::fromQualString("gptq::linear_w4");
+    const auto path = node->kind() == kLinearW4 ? rewrite::attribute_path(node->input(1)) : std::nullopt;
+    if (path) {
+      const at::Tensor packed = rewrite::attribute_at(module, *path).toTensor();
+      const at::Tensor scales = rewrite::attribute_at(module, *rewrite::attribute_path(node->input(2))).toTensor();
+      found.push_back({path->substr(0, path->rfind('.')), scales.size(1), packed.size(1) * 8, false});
+    }
+  });
+  return found;
+}
+
 QuantizedModule quantize_module(const torch::jit::Module& module,
                                 const std::vector<std::vector<c10::IValue>>& calibration,
                                 const QuantizeModuleOptions& options) {

@@ -12,7 +12,7 @@ namespace gptq {
 
 /// A linear computation found in a module.
 struct LinearInfo {
-  std::string name;  ///< attribute path of the weight without ".weight"
+  std::string name;  ///< attribute path of the weight without its last part, ".weight" or ".packed"
   int64_t out_features = 0;
   int64_t in_features = 0;
   bool conv1d = false;  ///< weight stored as [K, N], as GPT-2's Conv1D does
@@ -51,6 +51,10 @@ struct QuantizedModule {
 /// The linears of module.forward in the order of execution, found by what they compute: aten::linear, or aten::addmm, mm
 /// and matmul with a two-dimensional weight of the module.
 std::vector<LinearInfo> find_linears(const torch::jit::Module& module);
+
+/// The gptq::linear_w4 computations of module.forward in the order of execution. in_features is rounded up to a multiple
+/// of 8, since the packed weight does not tell more.
+std::vector<LinearInfo> find_packed_linears(const torch::jit::Module& module);
 
 /// Quantizes the linears of a TorchScript module and puts gptq::linear_w4 in their place (4 bits; with other bits the
 /// dequantized weight replaces the float one).

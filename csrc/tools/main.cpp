@@ -1,0 +1,43 @@
+#include <c10/util/Exception.h>
+#include <tools/commands.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <string>
+
+namespace {
+
+/// Errors are one line each, whatever was thrown.
+int fail(std::string message) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  message.erase(message.find_last_not_of(' ') + 1);
+  std::fprintf(stderr, "gptq: %s\n", message.c_str());
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Quantize GPT-2 and other TorchScript models to INT4 with GPTQ, and run the result."};
+  app.set_version_flag("--version", GPTQ_VERSION);
+  app.require_subcommand(1);
+  gptq::tools::add_quantize_command(app);
+  gptq::tools::add_eval_command(app);
+  gptq::tools::add_generate_command(app);
+  gptq::tools::add_inspect_command(app);
+  gptq::tools::add_tokenize_command(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) {
+      return app.exit(error);  // --help and --version
+    }
+    return fail(error.what());
+  } catch (const c10::Error& error) {
+    return fail(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return fail(error.what());
+  }
+  return 0;
+}

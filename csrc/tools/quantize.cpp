@@ -1,0 +1,209 @@
+#include <model/calibration.h>
+#include <tools/commands.h>
+#include <tools/model_input.h>
+#include <tools/progress.h>
+#include <tools/report.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <regex>
+
+namespace gptq::tools {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kDefaultSequenceLength = 512;
+/// Calibration windows are stacked up to about this many tokens a call.
+constexpr int64_t kTokensPerCall = 2048;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct QuantizeCommand {
+  ModelInput input;
+  WindowInput windows;
+  QuantizeModuleOptions options;
+  std::string output;
+  std::string calibration;
+  std::string eval;
+  std::string json;
+  std::vector<std::string> skip{R"((^|\.)lm_head$)"};
+  bool asymmetric = false;
+  int64_t samples = 128;
+  int64_t sequence_length = 0;
+  uint64_t seed = 0;
+
+  void run();
+
+ private:
+  void resolve_options();
+  std::vector<std::vector<c10::IValue>> calibration_inputs(const LoadedModel& model, const Tokenizer& tokenizer) const;
+  void score(const LoadedModel& model, const torch::jit::Module& quantized, const std::vector<int64_t>& ids,
+             QuantizeSummary& summary) const;
+  void save(const LoadedModel& model, const QuantizedModule& quantized) const;
+};
+
+void QuantizeCommand::resolve_options() {
+  options.quantize.symmetric = !asymmetric;
+  std::vector<std::regex> patterns;
+  for (const std::string& pattern : skip) {
+    try {
+      patterns.emplace_back(pattern);
+    } catch (const std::regex_error& error) {
+      TORCH_CHECK(false, "--skip: must be a regular expression, got ", pattern, " (", error.what(), ")");
+    }
+  }
+  options.skip = [patterns](const std::string& name) {
+    return std::any_of(patterns.begin(), patterns.end(),
+                       [&](const std::regex& pattern) { return std::regex_search(name, pattern); });
+  };
+}
+
+std::vector<std::vector<c10::IValue>> QuantizeCommand::calibration_inputs(const LoadedModel& model,
+                                                                          const Tokenizer& tokenizer) const {
+  if (options.quantize.mode == "rtn") {
+    return {};
+  }
+  TORCH_CHECK(!calibration.empty(), "--calibration: must name a text file in mode ", options.quantize.mode);
+  const int64_t context = model.context_length.value_or(kDefaultSequenceLength);
+  const int64_t length = sequence_length > 0 ? sequence_length : std::min(kDefaultSequenceLength, context);
+  TORCH_CHECK(!model.context_length || length <= context, "--sequence-length: must be at most ", context,
+              ", the model's context, got ", length);
+  const at::Tensor drawn = draw_windows(read_tokens(calibration, tokenizer, "calibration"), samples, length, seed);
+  std::vector<std::vector<c10::IValue>> inputs;
+  for (const at::Tensor& batch : drawn.split(std::max<int64_t>(1, kTokensPerCall / length))) {
+    inputs.push_back({batch});
+  }
+  return inputs;
+}
+
+void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& quantized,
+                            const std::vector<int64_t>& ids, QuantizeSummary& summary) const {
+  const auto start = Clock::now();
+  QuantizeModuleOptions rounding = options;
+  rounding.quantize.mode = "rtn";
+  rounding.progress = {};
+  const torch::jit::Module rounded = quantize_module(model.module, {}, rounding).module;
+  Progress progress("scoring");
+  summary.windows = windows.resolve(model);
+  summary.evaluations = evaluate({model.module, rounded, quantized}, ids, *summary.windows,
+                                 [&](int64_t done, int64_t total) { progress.update(done, total, "windows"); });
+  summary.seconds_evaluate = seconds_since(start);
+}
+
+void QuantizeCommand::save(const LoadedModel& model, const QuantizedModule& quantized) const {
+  if (model.kind == ModelKind::kTorchScript) {
+    save_torchscript(quantized.module, output);
+    return;
+  }
+  std::map<std::string, QuantizedTensors> replaced;
+  for (const QuantizedLinear& layer : quantized.layers) {
+    QuantizedTensors& tensors = replaced[layer.name];
+    tensors.bits = layer.bits;
+    tensors.group_size = layer.group_size;
+    if (layer.packed.defined()) {
+      tensors.packed = layer.packed;
+      tensors.scales = layer.scales;
+      tensors.zeros = layer.zeros.defined() ? std::optional(layer.zeros) : std::nullopt;
+    } else {
+      tensors.weight = layer.dequantized;
+    }
+  }
+  const QuantizeOptions& used = options.quantize;
+  save_checkpoint(model.source, output, replaced,
+                  {{"sym", used.symmetric},
+                   {"per_tensor", used.per_tensor},
+                   {"mode", used.mode},
+                   {"act_order", used.act_order},
+                   {"damping", used.damping},
+                   {"calibration", {{"samples", samples}, {"seed", seed}}}});
+}
+
+void QuantizeCommand::run() {
+  const auto start = Clock::now();
+  resolve_options();
+  const LoadedModel model = input.load();
+  if (model.kind == ModelKind::kHuggingFace) {
+    check_output_folder(output);
+  }
+  JsonOutput report(json);
+  const Tokenizer tokenizer = input.load_tokenizer();
+  const auto inputs = calibration_inputs(model, tokenizer);
+  const std::vector<int64_t> eval_ids = eval.empty() ? std::vector<int64_t>() : read_tokens(eval, tokenizer, "evaluation");
+  check_length(eval_ids, windows.resolve(model));
+
+  QuantizeSummary summary;
+  const auto quantize_start = Clock::now();
+  QuantizedModule quantized;
+  {
+    Progress progress("quantizing");
+    options.progress = [&](const QuantizedLinear& layer, size_t done, size_t total) {
+      char loss[64];
+      std::snprintf(loss, sizeof(loss), "  loss %.4g (nearest %.4g)", layer.report.loss, layer.report.rtn_loss);
+      progress.update(done, total, layer.name + loss);
+    };
+    quantized = quantize_module(model.module, inputs, options);
+  }
+  TORCH_CHECK(!quantized.layers.empty(), input.model, ": has no float linear to quantize");
+  summary.seconds_quantize = seconds_since(quantize_start);
+  if (!eval.empty()) {
+    score(model, quantized.module, eval_ids, summary);
+  }
+  save(model, quantized);
+  for (const QuantizedLinear& layer : quantized.layers) {
+    summary.linear_bytes_before += layer.out_features * layer.in_features * layer.source_element_size;
+    summary.linear_bytes_after += layer.bytes();
+  }
+  summary.layers = std::move(quantized.layers);
+  summary.seconds_total = seconds_since(start);
+  report.write(to_json(summary));
+  print_summary(summary);
+}
+
+void add_grid_options(CLI::App& sub, QuantizeCommand& command) {
+  QuantizeOptions& quantize = command.options.quantize;
+  sub.add_option("--bits", quantize.bits, "Bits per weight; 4 is stored packed, others dequantized")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 8));
+  sub.add_option("--group-size", quantize.group_size, "Inputs that share a scale; -1: one group per row")
+      ->capture_default_str();
+  sub.add_flag("--asymmetric", command.asymmetric, "A zero point per group instead of the middle code");
+  sub.add_flag("--per-tensor", quantize.per_tensor, "One scale for each whole weight");
+  sub.add_option("--mode", quantize.mode, "default, classic (the published algorithm) or rtn (round to nearest)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"default", "classic", "rtn"}));
+  sub.add_option("--act-order", quantize.act_order, "Order of columns: auto, static (by the Hessian) or off")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "static", "off"}));
+  sub.add_option("--damping", quantize.damping, "Share of the Hessian diagonal's mean that is added to it")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  sub.add_option("--skip", command.skip, "Regular expressions of layers that keep their weights")
+      ->capture_default_str();
+}
+
+}  // namespace
+
+void add_quantize_command(CLI::App& app) {
+  const auto command = std::make_shared<QuantizeCommand>();
+  CLI::App* sub = app.add_subcommand("quantize", "Quantize a model's linears with GPTQ");
+  command->input.add_to(*sub);
+  sub->add_option("-o,--output", command->output, "Folder (or TorchScript file) to write the result to")->required();
+  sub->add_option("--calibration", command->calibration, "Text to gather the Hessians on");
+  sub->add_option("--samples", command->samples, "Calibration windows, drawn from the whole text")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--sequence-length", command->sequence_length, "Tokens per calibration window")
+      ->default_str("512, at most the model's context")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--seed", command->seed, "Seed of the draw")->capture_default_str();
+  add_grid_options(*sub, *command);
+  sub->add_option("--eval", command->eval, "Text to score before and after");
+  command->windows.add_to(*sub);
+  sub->add_option("--json", command->json, "File to write the report to");
+  sub->callback([command] { command->run(); });
+}
+
+}  // namespace gptq::tools

@@ -1,0 +1,293 @@
+#include <gptq/gptq_layer.h>
+#include <gptq/linear_w4.h>
+#include <gptq/pack_w4.h>
+#include <gptq/quantize_module.h>
+#include <gtest/gtest.h>
+#include <torch/script.h>
+
+#include <sstream>
+
+#include "tests/rewrite/modules.h"
+
+namespace gptq {
+namespace {
+
+using testing::calibration_inputs;
+using testing::compose;
+using testing::conv1d;
+using testing::linear;
+using testing::random_tensor;
+
+at::Tensor run(torch::jit::Module& module, const at::Tensor& input) {
+  const at::NoGradGuard no_grad;
+  return module.forward({input}).toTensor();
+}
+
+at::Tensor weight_of(const torch::jit::Module& module, const std::string& part) {
+  return module.attr(part).toModule().attr("weight").toTensor();
+}
+
+at::Tensor bias_of(const torch::jit::Module& module, const std::string& part) {
+  return module.attr(part).toModule().attr("bias").toTensor();
+}
+
+QuantizeModuleOptions options_with_group(int64_t group_size) {
+  QuantizeModuleOptions options;
+  options.quantize.group_size = group_size;
+  return options;
+}
+
+/// What quantizing one layer by hand on these inputs gives.
+QuantizeResult by_hand(const at::Tensor& stored, bool transposed, const std::vector<at::Tensor>& inputs,
+                       const QuantizeOptions& options) {
+  GPTQLayer layer(stored, std::nullopt, transposed);
+  for (const at::Tensor& input : inputs) {
+    layer.add_batch(input);
+  }
+  return layer.quantize(options);
+}
+
+at::Tensor apply(const QuantizeResult& result, const at::Tensor& input, const at::Tensor& bias) {
+  const at::NoGradGuard no_grad;
+  return linear_w4(input, pack_w4(result.codes), result.scales, std::nullopt, bias, std::nullopt, result.group_size);
+}
+
+std::vector<at::Tensor> tensors_of(const std::vector<std::vector<c10::IValue>>& calibration) {
+  std::vector<at::Tensor> tensors;
+  for (const auto& inputs : calibration) {
+    tensors.push_back(inputs[0].toTensor());
+  }
+  return tensors;
+}
+
+TEST(QuantizeModule, CalibratesEachLayerOnTheQuantizedPrefix) {
+  torch::jit::Module model = compose({{"first", linear(24, 16, 1)}, {"second", linear(10, 24, 3)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
+  const auto calibration = calibration_inputs(3, {5, 16}, 100);
+  const QuantizeModuleOptions options = options_with_group(8);
+  QuantizedModule quantized = quantize_module(model, calibration, options);
+
+  std::vector<at::Tensor> inputs = tensors_of(calibration);
+  const QuantizeResult first = by_hand(weight_of(model, "first"), false, inputs, options.quantize);
+  for (at::Tensor& input : inputs) {
+    input = at::relu(apply(first, input, bias_of(model, "first")));
+  }
+  const QuantizeResult second = by_hand(weight_of(model, "second"), false, inputs, options.quantize);
+
+  ASSERT_EQ(quantized.layers.size(), 2u);
+  EXPECT_EQ(quantized.layers[0].name, "first");
+  EXPECT_EQ(quantized.layers[1].name, "second");
+  EXPECT_TRUE(at::equal(quantized.layers[0].packed, pack_w4(first.codes)));
+  EXPECT_TRUE(at::equal(quantized.layers[1].packed, pack_w4(second.codes)));
+  EXPECT_EQ(quantized.layers[0].input_error, 0.0);
+  EXPECT_GT(quantized.layers[1].input_error, 0.0);
+  EXPECT_EQ(quantized.layers[1].nsamples, 15);
+
+  const at::Tensor x = random_tensor({7, 16}, 200);
+  const at::Tensor expected = apply(second, at::relu(apply(first, x, bias_of(model, "first"))), bias_of(model, "second"));
+  EXPECT_TRUE(at::equal(run(quantized.module, x), expected));
+}
+
+TEST(QuantizeModule, ChainsLayersWithNothingBetweenThem) {
+  torch::jit::Module model = compose({{"a", linear(9, 7, 1)}, {"b", linear(5, 9, 3)}, {"c", linear(3, 5, 5)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    return self.c.forward(self.b.forward(self.a.forward(x)))\n");
+  QuantizedModule quantized = quantize_module(model, calibration_inputs(4, {11, 7}, 7), options_with_group(4));
+  ASSERT_EQ(quantized.layers.size(), 3u);
+  EXPECT_EQ(run(quantized.module, random_tensor({2, 7}, 1)).sizes(), (std::vector<int64_t>{2, 3}));
+}
+
+TEST(QuantizeModule, TakesConv1dWeightsTransposedWhenSquare) {
+  torch::jit::Module model = compose({{"fc", conv1d(12, 12, 1)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  const auto calibration = calibration_inputs(2, {3, 8, 12}, 50);
+  const QuantizeModuleOptions options = options_with_group(-1);
+  QuantizedModule quantized = quantize_module(model, calibration, options);
+  ASSERT_EQ(quantized.layers.size(), 1u);
+  EXPECT_TRUE(quantized.layers[0].conv1d);
+  const QuantizeResult expected = by_hand(weight_of(model, "fc"), true, tensors_of(calibration), options.quantize);
+  EXPECT_TRUE(at::equal(quantized.layers[0].packed, pack_w4(expected.codes)));
+
+  const at::Tensor x = random_tensor({2, 3, 12}, 9);
+  const at::Tensor y = run(quantized.module, x);
+  EXPECT_TRUE(at::equal(y, apply(expected, x, bias_of(model, "fc"))));
+}
+
+TEST(QuantizeModule, SharesTheHessianOfLayersThatReadTheSameTensor) {
+  torch::jit::Module model = compose({{"q", linear(8, 16, 1)}, {"k", linear(8, 16, 3)}, {"v", linear(8, 16, 5)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    q = self.q.forward(x)\n"
+                                     "    k = self.k.forward(x.view([-1, 16]))\n"
+                                     "    return q * k.view(q.size()) + self.v.forward(x)\n");
+  const auto calibration = calibration_inputs(2, {6, 16}, 21);
+  const QuantizeModuleOptions options = options_with_group(8);
+  const QuantizedModule quantized = quantize_module(model, calibration, options);
+  ASSERT_EQ(quantized.layers.size(), 3u);
+  for (const QuantizedLinear& layer : quantized.layers) {
+    const QuantizeResult expected =
+        by_hand(weight_of(model, layer.name), false, tensors_of(calibration), options.quantize);
+    EXPECT_TRUE(at::equal(layer.packed, pack_w4(expected.codes))) << layer.name;
+    EXPECT_EQ(layer.nsamples, 12) << layer.name;
+    EXPECT_EQ(layer.input_error, 0.0) << layer.name;
+  }
+}
+
+TEST(QuantizeModule, QuantizesALayerThatIsCalledTwiceOnceOnAllItsInputs) {
+  torch::jit::Module model = compose({{"fc", linear(6, 6, 1)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    return self.fc.forward(torch.tanh(self.fc.forward(x)))\n");
+  const auto calibration = calibration_inputs(3, {4, 6}, 33);
+  const QuantizeModuleOptions options = options_with_group(3);
+  QuantizedModule quantized = quantize_module(model, calibration, options);
+  ASSERT_EQ(quantized.layers.size(), 1u);
+  EXPECT_EQ(quantized.layers[0].nsamples, 24);
+
+  std::vector<at::Tensor> inputs;
+  for (const at::Tensor& x : tensors_of(calibration)) {
+    const at::NoGradGuard no_grad;
+    inputs.push_back(x);
+    inputs.push_back(at::tanh(at::linear(x, weight_of(model, "fc"), bias_of(model, "fc"))));
+  }
+  // The inputs are added in another order than above, so that the Hessians differ by their rounding.
+  const QuantizeResult expected = by_hand(weight_of(model, "fc"), false, inputs, options.quantize);
+  EXPECT_NEAR(quantized.layers[0].report.loss, expected.report.loss, 1e-4 * expected.report.loss);
+  const at::Tensor x = random_tensor({2, 6}, 4);
+  EXPECT_EQ(run(quantized.module, x).sizes(), x.sizes());
+}
+
+TEST(QuantizeModule, ReachesLinearsInsideLoopsAndBranches) {
+  torch::jit::Module model = compose({{"fc", linear(6, 6, 1)}, {"gate", linear(6, 6, 9)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    for i in range(int(x.size(0))):\n"
+                                     "        if i % 2 == 0:\n"
+                                     "            x = x + torch.tanh(self.fc.forward(x))\n"
+                                     "    return self.gate.forward(x)\n");
+  const QuantizedModule quantized =
+      quantize_module(model, calibration_inputs(3, {4, 6}, 12), options_with_group(6));
+  ASSERT_EQ(quantized.layers.size(), 2u);
+  EXPECT_EQ(quantized.layers[0].name, "fc");
+  EXPECT_EQ(quantized.layers[0].nsamples, 3 * 2 * 4);  // inputs x even iterations x rows
+  EXPECT_EQ(quantized.layers[1].nsamples, 3 * 4);
+}
+
+TEST(QuantizeModule, LeavesOutWhatTheCallerSkips) {
+  torch::jit::Module model = compose({{"body", linear(8, 8, 1)}, {"lm_head", linear(4, 8, 3)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    return self.lm_head.forward(self.body.forward(x))\n");
+  QuantizeModuleOptions options = options_with_group(8);
+  options.skip = [](const std::string& name) { return name == "lm_head"; };
+  const QuantizedModule quantized = quantize_module(model, calibration_inputs(2, {5, 8}, 3), options);
+  ASSERT_EQ(quantized.layers.size(), 1u);
+  EXPECT_TRUE(at::equal(weight_of(quantized.module, "lm_head"), weight_of(model, "lm_head")));
+  EXPECT_FALSE(quantized.module.attr("body").toModule().hasattr("weight"));
+  EXPECT_TRUE(quantized.module.attr("body").toModule().hasattr("packed"));
+}
+
+TEST(QuantizeModule, LeavesTheCallersModuleAsItWas) {
+  torch::jit::Module model = compose({{"fc", linear(8, 8, 1)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  const at::Tensor weight = weight_of(model, "fc").clone();
+  const at::Tensor x = random_tensor({3, 8}, 2);
+  const at::Tensor before = run(model, x);
+  quantize_module(model, calibration_inputs(2, {5, 8}, 3), options_with_group(8));
+  EXPECT_TRUE(at::equal(weight_of(model, "fc"), weight));
+  EXPECT_TRUE(at::equal(run(model, x), before));
+}
+
+TEST(QuantizeModule, WritesOtherBitsBackDequantized) {
+  for (const int64_t bits : {2, 3, 8}) {
+    torch::jit::Module model = compose({{"a", conv1d(5, 7, 1)}, {"b", linear(3, 5, 3)}},
+                                       "def forward(self, x: Tensor) -> Tensor:\n"
+                                       "    return self.b.forward(self.a.forward(x))\n");
+    QuantizeModuleOptions options = options_with_group(-1);
+    options.quantize.bits = bits;
+    QuantizedModule quantized = quantize_module(model, calibration_inputs(2, {2, 5, 7}, 3), options);
+    ASSERT_EQ(quantized.layers.size(), 2u);
+    EXPECT_EQ(quantized.layers[0].dequantized.sizes(), (std::vector<int64_t>{7, 5}));
+    for (int64_t row = 0; row < 5; ++row) {
+      const auto levels = std::get<0>(at::_unique(quantized.layers[0].dequantized.select(1, row)));
+      EXPECT_LE(levels.numel(), int64_t{1} << bits);
+    }
+    const at::Tensor x = random_tensor({1, 4, 7}, 8);
+    const at::NoGradGuard no_grad;
+    const at::Tensor a = at::addmm(bias_of(model, "a"), x.view({-1, 7}), quantized.layers[0].dequantized);
+    const at::Tensor expected = at::linear(a.view({1, 4, 5}), quantized.layers[1].dequantized, bias_of(model, "b"));
+    EXPECT_TRUE(at::equal(run(quantized.module, x), expected));
+  }
+}
+
+TEST(QuantizeModule, SurvivesSavingAndLoading) {
+  torch::jit::Module model = compose({{"0", conv1d(16, 8, 1)}, {"1", linear(4, 16, 3)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    return getattr(self, \"1\").forward(getattr(self, \"0\").forward(x))\n");
+  QuantizedModule quantized = quantize_module(model, calibration_inputs(2, {2, 5, 8}, 3), options_with_group(4));
+  std::stringstream file;
+  quantized.module.save(file);
+  torch::jit::Module loaded = torch::jit::load(file);
+  const at::Tensor x = random_tensor({1, 4, 8}, 8);
+  EXPECT_TRUE(at::equal(run(loaded, x), run(quantized.module, x)));
+}
+
+TEST(QuantizeModule, QuantizesAFrozenModule) {
+  torch::jit::Module model = torch::jit::freeze(
+      compose({{"a", linear(8, 6, 1)}, {"b", linear(4, 8, 3)}},
+              "def forward(self, x: Tensor) -> Tensor:\n"
+              "    return self.b.forward(torch.relu(self.a.forward(x)))\n"));
+  QuantizedModule quantized = quantize_module(model, calibration_inputs(2, {5, 6}, 3), options_with_group(4));
+  EXPECT_EQ(quantized.layers.size(), 2u);
+  EXPECT_EQ(run(quantized.module, random_tensor({3, 6}, 1)).sizes(), (std::vector<int64_t>{3, 4}));
+}
+
+TEST(QuantizeModule, RoundsToNearestWithoutCalibration) {
+  torch::jit::Module model = compose({{"fc", linear(8, 8, 1)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  QuantizeModuleOptions options = options_with_group(4);
+  EXPECT_THROW(quantize_module(model, {}, options), c10::Error);
+  options.quantize.mode = "rtn";
+  const QuantizedModule quantized = quantize_module(model, {}, options);
+  const QuantizeResult expected = quantize_weight(weight_of(model, "fc"), at::eye(8), options.quantize);
+  EXPECT_TRUE(at::equal(quantized.layers.at(0).packed, pack_w4(expected.codes)));
+}
+
+TEST(QuantizeModule, NamesTheLayerThatIsAtFault) {
+  torch::jit::Module model = compose({{"fc", linear(8, 8, 1)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  std::vector<std::vector<c10::IValue>> calibration = calibration_inputs(1, {5, 8}, 3);
+  calibration[0][0].toTensor()[2][3] = std::nan("");
+  try {
+    quantize_module(model, calibration, options_with_group(8));
+    FAIL() << "a NaN in the calibration inputs went unnoticed";
+  } catch (const c10::Error& error) {
+    EXPECT_NE(error.msg().find("fc: "), std::string::npos) << error.msg();
+  }
+}
+
+TEST(QuantizeModule, RefusesAModuleInTrainingMode) {
+  torch::jit::Module model = linear(8, 8, 1);
+  model.train();
+  EXPECT_THROW(quantize_module(model, calibration_inputs(1, {5, 8}, 3), {}), c10::Error);
+}
+
+TEST(FindLinears, TellsLinearsByWhatTheyCompute) {
+  torch::jit::Module model("Model");
+  model.register_parameter("w", random_tensor({3, 5}, 1), false);
+  model.register_parameter("table", random_tensor({5, 5}, 2), false);
+  model.define(
+      "def forward(self, x: Tensor) -> Tensor:\n"
+      "    y = torch.matmul(x, self.w.t())\n"                 // [N, K], transposed
+      "    z = torch.mm(x, self.table)\n"                     // [K, N]
+      "    s = torch.matmul(x, z.t())\n"                      // no weight
+      "    u = torch.addmm(z, x, self.table, beta=0.5)\n"     // scaled
+      "    return torch.cat([y, z, s, u], 1)\n");
+  const std::vector<LinearInfo> found = find_linears(model);
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].name, "w");
+  EXPECT_FALSE(found[0].conv1d);
+  EXPECT_EQ(found[0].out_features, 3);
+  EXPECT_EQ(found[1].name, "table");
+  EXPECT_TRUE(found[1].conv1d);
+}
+
+}  // namespace
+}  // namespace gptq
