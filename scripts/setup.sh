@@ -25,8 +25,11 @@ missing_packages() {
     [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
   done
   if ! venv_works; then
-    command -v "$python" >/dev/null || echo python3
-    "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    if ! command -v "$python" >/dev/null; then
+      printf '%s\n' python3 python3-venv
+    elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+      echo python3-venv
+    fi
   fi
 }
 
@@ -100,6 +103,7 @@ jobs=$(nproc)
 if ((jobs > memory_gb / 2)); then jobs=$((memory_gb < 4 ? 1 : memory_gb / 2)); fi
 
 python=${GPTQ_PYTHON:-python3}
+if [[ -n ${GPTQ_PYTHON:-} ]] && ! command -v "$python" >/dev/null; then fail "GPTQ_PYTHON=$python does not exist"; fi
 prepare_packages
 prepare_venv
 PATH=$PWD/.venv/bin:$PATH
