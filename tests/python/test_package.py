@@ -131,6 +131,10 @@ def test_layer_and_quantize_weight_agree(gptq):
         assert torch.equal(a, b)
     assert 0 < of_layer.report["loss"] < of_layer.report["rtn_loss"]
 
+    packed = gptq.pack_w4(of_layer.codes)
+    layer.quantize(group_size=16, write_back=True)
+    assert torch.equal(weight, gptq.dequantize_w4(packed, of_layer.scales, of_layer.zeros, 40, 16))
+
 
 def test_module_runs_the_driver(driver_path, package_path):
     done = run_python("-m", "gptq", "--help", package_path=package_path, GPTQ_DRIVER=str(driver_path))

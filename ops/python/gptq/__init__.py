@@ -122,7 +122,7 @@ def quantize_weight(
     group_size: int = 128,
     symmetric: bool = True,
     per_tensor: bool = False,
-    act_order: str = "static",
+    act_order: str = "auto",
     mode: str = "default",
     damping: float = 0.01,
     block_size: int = 128,
@@ -133,11 +133,12 @@ def quantize_weight(
         weight: floating point [N, K]; not changed.
         hessian: floating point [K, K], symmetric positive semidefinite: 2 / n Σ x xᵀ over the layer's inputs, see
             GPTQLayer.
-        bits: 2, 3, 4 or 8; only 4 can be packed.
-        group_size: columns that share a scale and zero point, -1 for one group per row.
+        bits: 2 to 8; only 4 can be packed.
+        group_size: columns that share a scale and zero point, -1 for one group per row; the last group may be short.
         symmetric: fix the zero point at the middle code, 2**(bits - 1).
-        per_tensor: one scale and zero point for the whole weight; needs group_size = -1.
-        act_order: "static" (columns by descending diagonal of H, groups as stored) or "off".
+        per_tensor: one scale and zero point for the whole weight; group_size is then not used.
+        act_order: "static" (columns by descending diagonal of H, groups as stored), "off" (columns as stored), or
+            "auto": "static" in mode "default", "off" in mode "classic".
         mode: "default", "classic" (the published algorithm) or "rtn" (round to nearest).
         damping: added to the diagonal of H, as a share of the diagonal's mean.
         block_size: columns per block of the solver; changes speed only.
@@ -158,7 +159,7 @@ class GPTQLayer:
     The same as torch.classes.gptq.GPTQLayer, which TorchScript and C++ can use too.
 
     Args:
-        weight: floating point [N, K], or [K, N] with conv1d; kept by reference.
+        weight: floating point [N, K], or [K, N] with conv1d, on the CPU; shared, not copied.
         bias: [N].
         conv1d: whether the weight is stored transposed, [K, N], as GPT-2's Conv1D does.
     """
@@ -176,14 +177,21 @@ class GPTQLayer:
         group_size: int = 128,
         symmetric: bool = True,
         per_tensor: bool = False,
-        act_order: str = "static",
+        act_order: str = "auto",
         mode: str = "default",
         damping: float = 0.01,
         block_size: int = 128,
+        write_back: bool = False,
     ) -> QuantizedWeight:
-        """Quantize the weight with the Hessian gathered so far; the arguments are those of quantize_weight."""
+        """Quantize the weight with the Hessian gathered so far.
+
+        The arguments are those of quantize_weight, and write_back: whether to overwrite the layer's weight with the
+        dequantized one, in its own dtype and orientation.
+        """
         return QuantizedWeight(
-            *self._layer.quantize(bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size)
+            *self._layer.quantize(
+                bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size, write_back
+            )
         )
 
     def hessian(self) -> Tensor:
