@@ -34,11 +34,20 @@ def run(*command: str | Path) -> None:
     subprocess.run([str(part) for part in command], check=True)
 
 
+def cached(name: str) -> str | None:
+    """Return a variable of the build folder's CMake cache."""
+    cache = BUILD / "CMakeCache.txt"
+    found = re.search(rf"^{name}:\w+=(.*)$", cache.read_text(encoding="utf-8"), re.M) if cache.exists() else None
+    return found and found[1]
+
+
 def configure() -> None:
     """Configure with the driver; where its packages are missing, without."""
     command = ["cmake", "-S", ROOT, "-B", BUILD, f"-DGPTQ_TORCH_DIR={TORCH_DIR}"]
-    if (BUILD / "CMakeCache.txt").exists():
-        run(*command)
+    configured_for = cached("GPTQ_TORCH_DIR")
+    if configured_for is not None and any((BUILD / name).exists() for name in ("build.ninja", "Makefile")):
+        if os.path.realpath(configured_for) != os.path.realpath(TORCH_DIR):
+            run(*command)
         return
     command += ["-DGPTQ_BUILD_TESTS=OFF", *(["-G", "Ninja"] if shutil.which("ninja") else [])]
     try:
@@ -53,8 +62,7 @@ class CMakeBuild(build_ext):
         if shutil.which("cmake") is None:
             sys.exit("libgptq is built with CMake 3.24 or newer and found none: `pip install cmake ninja`")
         configure()
-        cache = (BUILD / "CMakeCache.txt").read_text(encoding="utf-8")
-        driver = "GPTQ_BUILD_DRIVER:BOOL=ON" in cache
+        driver = cached("GPTQ_BUILD_DRIVER") == "ON"
         run("cmake", "--build", BUILD, "--target", "gptq", *(["gptq_driver"] if driver else []))
         if self.inplace or getattr(self, "editable_mode", False):
             return  # the package in a checkout finds build/

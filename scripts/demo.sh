@@ -2,7 +2,8 @@
 # Builds the driver, quantizes the demo GPT-2 to INT4 and prints what that costs in perplexity and saves in bytes.
 # The quantized model lands in build/demo/model, the report in build/demo/report.json.
 #
-#   scripts/demo.sh [OPTION...]     the options go to `gptq quantize`, e.g. --group-size 64
+#   scripts/demo.sh [OPTION...]     the options go to `gptq quantize`, e.g. --group-size 64; paths in
+#                                   them start at the checkout's root
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 configure default build

@@ -25,7 +25,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 if $sanitize; then
   configure asan build-asan
-  cmake --build build-asan
+  cmake --build --preset asan
   exec ctest --preset asan -j "$jobs"
 fi
 
