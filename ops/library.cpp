@@ -9,7 +9,7 @@ TORCH_LIBRARY(gptq, m) {
       "linear_w4(Tensor input, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, Tensor? input_order, "
       "int group_size, str compute=\"exact\") -> Tensor");
   m.def(
-      "quantize_weight(Tensor weight, Tensor hessian, int bits=4, int group_size=128, bool symmetric=True, "
-      "bool per_tensor=False, str act_order=\"static\", str mode=\"default\", float damping=0.01, "
+      "quantize_weight(Tensor weight, Tensor? hessian, int bits=4, int group_size=128, bool symmetric=True, "
+      "bool per_tensor=False, str act_order=\"auto\", str mode=\"default\", float damping=0.01, "
       "int block_size=128) -> (Tensor codes, Tensor scales, Tensor zeros, Dict(str, float) report)");
 }

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <gptq/quantize_weight.h>
+
+namespace gptq {
+
+/// How a row's values become grid points.
+struct GridRule {
+  int64_t bits;
+  bool symmetric;
+
+  int64_t max_code() const { return (int64_t{1} << bits) - 1; }
+};
+
+/// QuantizeOptions after checking, with names resolved.
+struct Plan {
+  GridRule rule;
+  int64_t group_size;  ///< 1..K
+  bool per_tensor;
+  bool sweep;           ///< false: round to nearest
+  bool act_order;       ///< columns by descending diagonal of H
+  bool dynamic_groups;  ///< group scales from the updated weights
+  double damping;
+  int64_t block_size;
+};
+
+/// @throws c10::Error naming the option
+Plan make_plan(const QuantizeOptions& options, int64_t k);
+
+}  // namespace gptq

@@ -1,0 +1,125 @@
+#include "quant/sweep.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+
+#include "quant/sweep_kernel.h"
+
+namespace gptq {
+namespace {
+
+// [N, C] as [n_strips, C, rows]: each strip holds its columns one after another. Rows beyond N hold pad.
+at::Tensor to_strips(const at::Tensor& matrix, int64_t rows, double pad) {
+  const int64_t n = matrix.size(0), n_strips = (n + rows - 1) / rows;
+  const at::Tensor padded = at::constant_pad_nd(matrix, {0, 0, 0, n_strips * rows - n}, pad);
+  return padded.view({n_strips, rows, matrix.size(1)}).transpose(1, 2).contiguous();
+}
+
+template <typename T>
+class Sweeper {
+ public:
+  Sweeper(const at::Tensor& weight, const Factor& factor, const Plan& plan, Grid& grid)
+      : plan_(plan), n_(weight.size(0)), k_(weight.size(1)) {
+    const auto dtype = weight.scalar_type();
+    weights_ = to_strips(weight.index_select(1, factor.order), kRows, 0);
+    errors_ = at::empty_like(weights_);
+    scales_ = to_strips(grid.scales.t().to(dtype), kRows, 1);
+    zeros_ = to_strips(grid.zeros.t().to(dtype), kRows, 0);
+    group_ = factor.order.div(grid.group_size, "floor");
+    multipliers_ = factor.multipliers;
+    const int64_t target_columns = plan.dynamic_groups ? std::max(plan.block_size, plan.group_size) : plan.block_size;
+    targets_ = at::empty({weights_.size(0), target_columns, kRows}, weights_.options());
+  }
+
+  at::Tensor run(const Factor& factor, Grid& grid) {
+    at::parallel_for(0, weights_.size(0), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        sweep_strip(s);
+      }
+    });
+    if (plan_.dynamic_groups) {
+      grid.scales.copy_(from_strips(scales_).t());
+      grid.zeros.copy_(from_strips(zeros_).t());
+    }
+    at::Tensor codes = at::empty({n_, k_}, at::kByte);
+    codes.index_copy_(1, factor.order, from_strips(weights_).to(at::kByte));
+    return codes;
+  }
+
+ private:
+  static constexpr int64_t kRows = kStripRows<T>;
+
+  at::Tensor from_strips(const at::Tensor& strips) const {
+    return strips.transpose(1, 2).reshape({-1, strips.size(1)}).narrow(0, 0, n_);
+  }
+
+  T* strip_data(const at::Tensor& strips, int64_t s) const { return strips.data_ptr<T>() + s * strips.size(1) * kRows; }
+
+  void sweep_strip(int64_t s) const {
+    const SweepStrip<T> strip{k_,
+                              multipliers_.const_data_ptr<T>(),
+                              group_.const_data_ptr<int64_t>(),
+                              strip_data(weights_, s),
+                              strip_data(errors_, s),
+                              strip_data(scales_, s),
+                              strip_data(zeros_, s),
+                              static_cast<T>(plan_.rule.max_code())};
+    T* targets = strip_data(targets_, s);
+    for (int64_t first = 0, last = 0; first < k_; first = last) {
+      last = std::min(first + plan_.block_size, k_);
+      if (plan_.dynamic_groups) {
+        const int64_t group_start = first / plan_.group_size * plan_.group_size;
+        last = std::min(last, group_start + plan_.group_size);
+        if (first == group_start) {
+          set_group_grid(strip, s, first, targets);
+        }
+      }
+      load_targets(strip, first, last - first, targets);
+      sweep_block(strip, first, last - first, targets);
+    }
+  }
+
+  static void load_targets(const SweepStrip<T>& strip, int64_t first, int64_t count, T* targets) {
+    std::copy_n(strip.weights + first * kRows, count * kRows, targets);
+    pull_errors(strip, 0, first, first, count, targets);
+  }
+
+  // Scales of the group that starts at column first, from its weights with all updates so far.
+  void set_group_grid(const SweepStrip<T>& strip, int64_t s, int64_t first, T* targets) const {
+    const int64_t count = std::min(plan_.group_size, k_ - first);
+    load_targets(strip, first, count, targets);
+    T* scales = strip_data(scales_, s) + strip.group[first] * kRows;
+    T* zeros = strip_data(zeros_, s) + strip.group[first] * kRows;
+    for (int64_t row = 0; row < std::min(kRows, n_ - s * kRows); ++row) {
+      T lo = 0, hi = 0;
+      for (int64_t c = 0; c < count; ++c) {
+        lo = std::min(lo, targets[c * kRows + row]);
+        hi = std::max(hi, targets[c * kRows + row]);
+      }
+      const GridPoint point = minmax_grid_point(lo, hi, plan_.rule);
+      scales[row] = static_cast<T>(point.scale);
+      zeros[row] = static_cast<T>(point.zero);
+    }
+  }
+
+  const Plan& plan_;
+  int64_t n_, k_;
+  at::Tensor weights_, errors_, scales_, zeros_, group_, multipliers_, targets_;
+};
+
+}  // namespace
+
+at::Tensor sweep(const at::Tensor& weight, const Factor& factor, const Plan& plan, Grid& grid) {
+  at::Tensor codes;
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "sweep",
+                             [&] { codes = Sweeper<scalar_t>(weight, factor, plan, grid).run(factor, grid); });
+  return codes;
+}
+
+}  // namespace gptq
