@@ -28,7 +28,7 @@ int tokenize_command(const std::string& folder, std::istream& in, std::ostream& 
   std::string line;
   for (size_t number = 1; std::getline(in, line); ++number) {
     try {
-      out << answer(tokenizer, line).dump() << '\n';
+      out << answer(tokenizer, line).dump(-1, ' ', true) << '\n';
     } catch (const std::runtime_error& error) {
       throw std::runtime_error("standard input: line " + std::to_string(number) + ": " + error.what());
     }

@@ -79,7 +79,7 @@ def run_driver(folder, lines):
 def answers(folder, lines):
     result = run_driver(folder, lines)
     assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.split("\n")[:-1]]
 
 
 def check_same(folder, reference, strings):
