@@ -43,13 +43,21 @@ void add_scores(const at::Tensor& logits, const at::Tensor& reference, const at:
   sums.scored += count;
 }
 
-void check_arguments(const std::vector<int64_t>& ids, int64_t window, int64_t stride) {
-  const auto tokens = static_cast<int64_t>(ids.size());
-  TORCH_CHECK(window >= 2, "evaluate: window must be at least 2, got ", window);
-  TORCH_CHECK(stride >= 1 && stride <= window, "evaluate: stride must be in 1..window = 1..", window, ", got ", stride);
-  TORCH_CHECK(tokens >= 2, "evaluate: the text must have at least 2 tokens, has ", tokens);
-  TORCH_CHECK(tokens >= window, "evaluate: the text must have at least one window of ", window, " tokens, has ",
-              tokens);
+int64_t effective_stride(const EvaluationOptions& options) {
+  return options.stride == 0 ? options.window : options.stride;
+}
+
+Evaluation finished(const Sums& sums, bool compared) {
+  Evaluation result;
+  const auto scored = static_cast<double>(sums.scored);
+  result.mean_nll = sums.nll / scored;
+  result.perplexity = std::exp(result.mean_nll);
+  result.tokens_scored = sums.scored;
+  if (compared) {
+    result.mean_kl = sums.kl / scored;
+    result.top1_agreement = static_cast<double>(sums.agreed) / scored;
+  }
+  return result;
 }
 
 }  // namespace
@@ -77,16 +85,27 @@ at::Tensor forward_logits(torch::jit::Module& module, const at::Tensor& ids) {
   return logits;
 }
 
-Evaluation evaluate(torch::jit::Module& module, const std::vector<int64_t>& ids, const EvaluationOptions& options,
-                    torch::jit::Module* reference, const Progress& progress) {
+void check_evaluation(const std::vector<int64_t>& ids, const EvaluationOptions& options) {
+  const auto tokens = static_cast<int64_t>(ids.size());
   const int64_t window = options.window;
-  const int64_t stride = options.stride == 0 ? window : options.stride;
-  check_arguments(ids, window, stride);
+  const int64_t stride = effective_stride(options);
+  TORCH_CHECK(window >= 2, "evaluate: window must be at least 2, got ", window);
+  TORCH_CHECK(stride >= 1 && stride <= window, "evaluate: stride must be in 1..window = 1..", window, ", got ", stride);
+  TORCH_CHECK(tokens >= 2, "evaluate: the text must have at least 2 tokens, has ", tokens);
+  TORCH_CHECK(tokens >= window, "evaluate: the text must have at least one window of ", window, " tokens, has ",
+              tokens);
+}
+
+std::vector<Evaluation> evaluate(std::vector<torch::jit::Module> models, const std::vector<int64_t>& ids,
+                                 const EvaluationOptions& options, const EvaluationProgress& progress) {
+  check_evaluation(ids, options);
+  const int64_t window = options.window;
+  const int64_t stride = effective_stride(options);
   const at::NoGradGuard no_grad;
   const auto tokens = static_cast<int64_t>(ids.size());
   const at::Tensor all = at::tensor(ids, at::kLong);
   const int64_t windows = (tokens - window + stride - 1) / stride + 1;
-  Sums sums;
+  std::vector<Sums> sums(models.size());
   int64_t seen = 1;  // the first token of the text has nothing before it
   for (int64_t i = 0; i < windows; ++i) {
     const int64_t begin = i * stride;
@@ -94,29 +113,30 @@ Evaluation evaluate(torch::jit::Module& module, const std::vector<int64_t>& ids,
     const int64_t first = std::max(seen, begin + 1);
     if (end > first) {
       const at::Tensor input = all.slice(0, begin, end).unsqueeze(0);
-      const auto scored = [&](torch::jit::Module& model) {
-        return forward_logits(model, input)[0].slice(0, first - 1 - begin, end - 1 - begin);
-      };
-      const at::Tensor logits = scored(module);
-      const at::Tensor expected = reference == nullptr ? at::Tensor() : scored(*reference);
-      TORCH_CHECK(!expected.defined() || expected.size(1) == logits.size(1),
-                  "evaluate: module and reference must have one vocabulary, got ", logits.size(1), " and ",
-                  expected.size(1));
-      add_scores(logits, expected, all.slice(0, first, end), sums);
+      at::Tensor reference;
+      for (size_t m = 0; m < models.size(); ++m) {
+        const at::Tensor logits = forward_logits(models[m], input)[0].slice(0, first - 1 - begin, end - 1 - begin);
+        TORCH_CHECK(m == 0 || reference.size(1) == logits.size(1),
+                    "evaluate: models must have one vocabulary, got ", reference.size(1), " and ", logits.size(1));
+        add_scores(logits, reference, all.slice(0, first, end), sums[m]);
+        if (m == 0) reference = logits;
+      }
     }
     seen = end;
     if (progress) progress(i + 1, windows);
   }
-  Evaluation result;
-  const auto scored = static_cast<double>(sums.scored);
-  result.mean_nll = sums.nll / scored;
-  result.perplexity = std::exp(result.mean_nll);
-  result.tokens_scored = sums.scored;
-  if (reference != nullptr) {
-    result.mean_kl = sums.kl / scored;
-    result.top1_agreement = static_cast<double>(sums.agreed) / scored;
+  std::vector<Evaluation> results;
+  for (size_t m = 0; m < models.size(); ++m) {
+    results.push_back(finished(sums[m], m > 0));
   }
-  return result;
+  return results;
+}
+
+Evaluation evaluate(torch::jit::Module& module, const std::vector<int64_t>& ids, const EvaluationOptions& options,
+                    torch::jit::Module* reference, const EvaluationProgress& progress) {
+  std::vector<torch::jit::Module> models{module};
+  if (reference != nullptr) models.insert(models.begin(), *reference);
+  return evaluate(std::move(models), ids, options, progress).back();
 }
 
 }  // namespace gptq

@@ -28,7 +28,7 @@ struct Evaluation {
 };
 
 /// Windows done and windows in all.
-using Progress = std::function<void(int64_t done, int64_t total)>;
+using EvaluationProgress = std::function<void(int64_t done, int64_t total)>;
 
 /// Perplexity of a text under a language model, and with a reference how far the two models' predictions lie apart.
 ///
@@ -37,7 +37,14 @@ using Progress = std::function<void(int64_t done, int64_t total)>;
 /// @param reference float model that the module was made from, or nullptr
 /// @throws c10::Error if ids are fewer than 2 or than a window, the options are out of range or logits are not finite
 Evaluation evaluate(torch::jit::Module& module, const std::vector<int64_t>& ids, const EvaluationOptions& options,
-                    torch::jit::Module* reference = nullptr, const Progress& progress = {});
+                    torch::jit::Module* reference = nullptr, const EvaluationProgress& progress = {});
+
+/// One evaluation a model, each call of the models made once; all after the first are compared with the first.
+std::vector<Evaluation> evaluate(std::vector<torch::jit::Module> models, const std::vector<int64_t>& ids,
+                                 const EvaluationOptions& options, const EvaluationProgress& progress = {});
+
+/// Throws what evaluate throws for the options and the number of tokens, before long work is begun.
+void check_evaluation(const std::vector<int64_t>& ids, const EvaluationOptions& options);
 
 /// Logits [1, T, V] of a call with these ids, out of whatever the module returns.
 at::Tensor forward_logits(torch::jit::Module& module, const at::Tensor& ids);

@@ -65,6 +65,9 @@ TORCH_LIBRARY_FRAGMENT(gptq, m) {
       .def("nsamples", &GPTQLayer::nsamples)
       .def_pickle([](const LayerPtr& self) { return get_state(self); },
                   [](const State& state) { return set_state(state); });
+  // Not beside the other schemas in library.cpp: this one names the class, which must be registered before it.
+  m.def("observe(Tensor input, __torch__.torch.classes.gptq.GPTQLayer layer) -> ()",
+        [](const at::Tensor& input, const LayerPtr& layer) { layer->add_batch(input); });
 }
 
 }  // namespace gptq

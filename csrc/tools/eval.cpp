@@ -27,7 +27,7 @@ void EvalCommand::run() const {
     models.insert(models.begin(), load_model(reference).module);
   }
   JsonOutput output(json);
-  Evaluations evaluations;
+  std::vector<Evaluation> evaluations;
   {
     Progress progress("scoring");
     evaluations = evaluate(models, ids, options,

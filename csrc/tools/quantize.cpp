@@ -1,4 +1,5 @@
 #include <model/calibration.h>
+#include <model/safetensors.h>
 #include <tools/commands.h>
 #include <tools/model_input.h>
 #include <tools/progress.h>
@@ -20,6 +21,24 @@ constexpr int64_t kDefaultSequenceLength = 512;
 constexpr int64_t kTokensPerCall = 2048;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// Bytes of one weight in the checkpoint, or in the module of a TorchScript file.
+int64_t stored_element_size(const LoadedModel& model) {
+  if (model.kind == ModelKind::kHuggingFace) {
+    const TensorStore store = TensorStore::open(model.source);
+    for (const std::string& name : store.names()) {
+      if (const at::Tensor tensor = store.tensor(name); tensor.is_floating_point() && tensor.dim() == 2) {
+        return tensor.element_size();
+      }
+    }
+  }
+  for (const at::Tensor& parameter : model.module.parameters()) {
+    if (parameter.is_floating_point()) {
+      return parameter.element_size();
+    }
+  }
+  return static_cast<int64_t>(sizeof(float));
+}
 
 struct QuantizeCommand {
   ModelInput input;
@@ -131,8 +150,11 @@ void QuantizeCommand::run() {
   JsonOutput report(json);
   const Tokenizer tokenizer = input.load_tokenizer();
   const auto inputs = calibration_inputs(model, tokenizer);
-  const std::vector<int64_t> eval_ids = eval.empty() ? std::vector<int64_t>() : read_tokens(eval, tokenizer, "evaluation");
-  check_length(eval_ids, windows.resolve(model));
+  std::vector<int64_t> eval_ids;
+  if (!eval.empty()) {
+    eval_ids = read_tokens(eval, tokenizer, "evaluation");
+    check_evaluation(eval_ids, windows.resolve(model));
+  }
 
   QuantizeSummary summary;
   const auto quantize_start = Clock::now();
@@ -152,8 +174,9 @@ void QuantizeCommand::run() {
     score(model, quantized.module, eval_ids, summary);
   }
   save(model, quantized);
+  const int64_t bytes_per_float = stored_element_size(model);
   for (const QuantizedLinear& layer : quantized.layers) {
-    summary.linear_bytes_before += layer.out_features * layer.in_features * layer.source_element_size;
+    summary.linear_bytes_before += layer.out_features * layer.in_features * bytes_per_float;
     summary.linear_bytes_after += layer.bytes();
   }
   summary.layers = std::move(quantized.layers);

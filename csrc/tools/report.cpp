@@ -64,7 +64,7 @@ Json to_json(const QuantizeSummary& summary) {
   return json;
 }
 
-void print_evaluations(const std::vector<std::string>& names, const Evaluations& evaluations,
+void print_evaluations(const std::vector<std::string>& names, const std::vector<Evaluation>& evaluations,
                        const EvaluationOptions& windows) {
   std::printf("%-18s %12s %14s %16s\n", "model", "perplexity", "KL (nats)", "top-1 agreement");
   for (size_t i = 0; i < evaluations.size(); ++i) {

@@ -27,7 +27,7 @@ class JsonOutput {
 struct QuantizeSummary {
   std::vector<QuantizedLinear> layers;
   std::optional<EvaluationOptions> windows;  ///< set if a text was scored
-  Evaluations evaluations;                   ///< float, round to nearest, quantized
+  std::vector<Evaluation> evaluations;                   ///< float, round to nearest, quantized
   int64_t linear_bytes_before = 0;           ///< in the checkpoint's own dtype
   int64_t linear_bytes_after = 0;
   double seconds_quantize = 0;
@@ -39,7 +39,7 @@ Json to_json(const QuantizeSummary& summary);
 void print_summary(const QuantizeSummary& summary);
 
 /// One row a model: perplexity and, for those after the first, divergence from the first.
-void print_evaluations(const std::vector<std::string>& names, const Evaluations& evaluations,
+void print_evaluations(const std::vector<std::string>& names, const std::vector<Evaluation>& evaluations,
                        const EvaluationOptions& windows);
 
 }  // namespace gptq::tools
