@@ -1,11 +1,9 @@
+#include "rewrite/calibration_pass.h"
+
 #include <ATen/ATen.h>
 #include <c10/util/irange.h>
 #include <gptq/gptq_layer.h>
 #include <gptq/pack_w4.h>
-#include <rewrite/calibration_pass.h>
-#include <rewrite/graph_slice.h>
-#include <rewrite/linear_finder.h>
-#include <rewrite/linear_replacement.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 
 #include <algorithm>
@@ -13,6 +11,10 @@
 #include <cmath>
 #include <map>
 #include <utility>
+
+#include "rewrite/graph_slice.h"
+#include "rewrite/linear_finder.h"
+#include "rewrite/linear_replacement.h"
 
 namespace gptq::rewrite {
 namespace {
@@ -231,7 +233,8 @@ void CalibrationPass::probe(const Stage& stage) {
   Graph& graph = slice.graph();
   const torch::jit::WithInsertPoint before(copy);
   graph.insertNode(graph.create(c10::Symbol::fromQualString("gptq::observe"),
-                                {copy->input(use.linear.input_index), slice.add_input(layers_[use.layer].observer)}, 0));
+                                {copy->input(use.linear.input_index), slice.add_input(layers_[use.layer].observer)},
+                                0));
   for (const LiveValues& live : quantized_.live) {
     LiveValues copies;
     for (const auto& [value, held] : live) {

@@ -1,8 +1,10 @@
-#include <rewrite/flat_module.h>
-#include <rewrite/linear_finder.h>
+#include "rewrite/flat_module.h"
+
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 
 #include <vector>
+
+#include "rewrite/linear_finder.h"
 
 namespace gptq::rewrite {
 namespace {

@@ -9,8 +9,8 @@
 
 namespace gptq::rewrite {
 
-/// Builds a module around a flat graph: the attributes that the graph reads under their old paths, each submodule with a
-/// type of its own (two layers that shared a type may now hold different tensors), and forward.
+/// Builds a module around a flat graph: the attributes that the graph reads under their old paths, each submodule with
+/// a type of its own (two layers that shared a type may now hold different tensors), and forward.
 class FlatModule {
  public:
   /// @param graph taken over; reads its attributes from `source`

@@ -1,9 +1,11 @@
+#include "rewrite/graph_slice.h"
+
 #include <ATen/core/grad_mode.h>
-#include <rewrite/graph_slice.h>
-#include <rewrite/linear_finder.h>
 #include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <unordered_set>
+
+#include "rewrite/linear_finder.h"
 
 namespace gptq::rewrite {
 namespace {

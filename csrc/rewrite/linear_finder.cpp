@@ -1,4 +1,5 @@
-#include <rewrite/linear_finder.h>
+#include "rewrite/linear_finder.h"
+
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/passes/inliner.h>
 
@@ -13,7 +14,9 @@ using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
 
-bool is_kind(const Node* node, const char* kind) { return node->kind() == c10::Symbol::fromQualString(kind); }
+bool is_kind(const Node* node, const char* kind) {
+  return node->kind() == c10::Symbol::fromQualString(kind);
+}
 
 /// The tensor that a value always holds: an attribute of the module or a constant (in a frozen module).
 at::Tensor fixed_tensor(const Value* value, const torch::jit::Module& module) {
@@ -69,8 +72,8 @@ std::string layer_name(const Value* weight) {
 }
 
 /// Fills in what is known of a linear; `takes_nk` tells whether the node takes its weight as [N, K].
-std::optional<LinearNode> linear_with(Node* node, size_t input, size_t weight, std::optional<size_t> bias, bool takes_nk,
-                                      const torch::jit::Module& module) {
+std::optional<LinearNode> linear_with(Node* node, size_t input, size_t weight, std::optional<size_t> bias,
+                                      bool takes_nk, const torch::jit::Module& module) {
   bool transposed = false;
   LinearNode linear;
   linear.node = node;

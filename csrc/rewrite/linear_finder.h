@@ -18,8 +18,8 @@ struct LinearNode {
   size_t weight_index = 0;                    ///< which is the weight, as stored or transposed
   std::optional<size_t> bias_index;           ///< which is the bias, none or [N], where the node takes one
   torch::jit::Value* weight_value = nullptr;  ///< the value that holds the weight as stored
-  std::string name;  ///< the weight's attribute path without ".weight", as "transformer.h.0.mlp.c_fc"
-  at::Tensor weight;                          ///< [N, K], or [K, N] if conv1d
+  std::string name;   ///< the weight's attribute path without ".weight", as "transformer.h.0.mlp.c_fc"
+  at::Tensor weight;  ///< [N, K], or [K, N] if conv1d
   bool conv1d = false;
 
   torch::jit::Value* input() const { return node->input(input_index); }
@@ -27,8 +27,8 @@ struct LinearNode {
   int64_t in_features() const { return weight.size(conv1d ? 0 : 1); }
 };
 
-/// The graph of module.forward with every call inlined: one flat list of operators, attributes read by chains of GetAttr
-/// from the first input.
+/// The graph of module.forward with every call inlined: one flat list of operators, attributes read by chains of
+/// GetAttr from the first input.
 std::shared_ptr<torch::jit::Graph> flatten_forward(const torch::jit::Module& module);
 
 /// Every linear computation in a flat graph, nested blocks included, in the order of execution. They are recognised by

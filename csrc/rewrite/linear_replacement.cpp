@@ -1,4 +1,4 @@
-#include <rewrite/linear_replacement.h>
+#include "rewrite/linear_replacement.h"
 
 namespace gptq::rewrite {
 namespace {

@@ -1,11 +1,12 @@
 #include <gptq/pack_w4.h>
 #include <gptq/quantize_module.h>
-#include <rewrite/calibration_pass.h>
-#include <rewrite/flat_module.h>
-#include <rewrite/linear_finder.h>
-#include <rewrite/linear_replacement.h>
 
 #include <map>
+
+#include "rewrite/calibration_pass.h"
+#include "rewrite/flat_module.h"
+#include "rewrite/linear_finder.h"
+#include "rewrite/linear_replacement.h"
 
 namespace gptq {
 namespace {

@@ -1,9 +1,9 @@
-#include <tools/commands.h>
-#include <tools/model_input.h>
-#include <tools/progress.h>
-#include <tools/report.h>
-
 #include <memory>
+
+#include "tools/commands.h"
+#include "tools/model_input.h"
+#include "tools/progress.h"
+#include "tools/report.h"
 
 namespace gptq::tools {
 namespace {
@@ -30,8 +30,8 @@ void EvalCommand::run() const {
   std::vector<Evaluation> evaluations;
   {
     Progress progress("scoring");
-    evaluations = evaluate(models, ids, options,
-                           [&](int64_t done, int64_t total) { progress.update(done, total, "windows"); });
+    evaluations =
+        evaluate(models, ids, options, [&](int64_t done, int64_t total) { progress.update(done, total, "windows"); });
   }
   Json report;
   if (reference.empty()) {

@@ -1,11 +1,13 @@
+#include "model/generate.h"
+
 #include <ATen/Parallel.h>
-#include <model/generate.h>
-#include <tools/commands.h>
-#include <tools/model_input.h>
-#include <tools/report.h>
 
 #include <cstdio>
 #include <memory>
+
+#include "tools/commands.h"
+#include "tools/model_input.h"
+#include "tools/report.h"
 
 namespace gptq::tools {
 namespace {

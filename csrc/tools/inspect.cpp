@@ -1,11 +1,12 @@
 #include <gptq/quantize_module.h>
-#include <tools/commands.h>
-#include <tools/model_input.h>
-#include <tools/report.h>
 
 #include <cstdio>
 #include <memory>
 #include <set>
+
+#include "tools/commands.h"
+#include "tools/model_input.h"
+#include "tools/report.h"
 
 namespace gptq::tools {
 namespace {

@@ -1,10 +1,11 @@
 #include <c10/util/Exception.h>
-#include <tools/commands.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <string>
+
+#include "tools/commands.h"
 
 namespace {
 

@@ -1,6 +1,7 @@
+#include "tools/model_input.h"
+
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
-#include <tools/model_input.h>
 
 #include <filesystem>
 #include <fstream>
@@ -28,8 +29,8 @@ Tokenizer ModelInput::load_tokenizer() const {
   if (!tokenizer.empty()) {
     return Tokenizer::load(tokenizer);
   }
-  TORCH_CHECK(std::filesystem::is_directory(model),
-              "--tokenizer: must name a folder with tokenizer files, since ", model, " is a TorchScript file");
+  TORCH_CHECK(std::filesystem::is_directory(model), "--tokenizer: must name a folder with tokenizer files, since ",
+              model, " is a TorchScript file");
   return Tokenizer::load(model);
 }
 

@@ -1,13 +1,13 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <model/checkpoint.h>
-#include <model/perplexity.h>
-#include <model/tokenizer.h>
-
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "model/checkpoint.h"
+#include "model/perplexity.h"
+#include "model/tokenizer.h"
 
 namespace gptq::tools {
 

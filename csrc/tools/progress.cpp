@@ -1,5 +1,6 @@
+#include "tools/progress.h"
+
 #include <sys/ioctl.h>
-#include <tools/progress.h>
 #include <unistd.h>
 
 #include <algorithm>

@@ -1,15 +1,15 @@
-#include <model/calibration.h>
-#include <model/safetensors.h>
-#include <tools/commands.h>
-#include <tools/model_input.h>
-#include <tools/progress.h>
-#include <tools/report.h>
-
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <memory>
 #include <regex>
+
+#include "model/calibration.h"
+#include "model/safetensors.h"
+#include "tools/commands.h"
+#include "tools/model_input.h"
+#include "tools/progress.h"
+#include "tools/report.h"
 
 namespace gptq::tools {
 namespace {
@@ -20,7 +20,9 @@ constexpr int64_t kDefaultSequenceLength = 512;
 /// Calibration windows are stacked up to about this many tokens a call.
 constexpr int64_t kTokensPerCall = 2048;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 /// Bytes of one weight in the checkpoint, or in the module of a TorchScript file.
 int64_t stored_element_size(const LoadedModel& model) {

@@ -1,4 +1,4 @@
-#include <tools/report.h>
+#include "tools/report.h"
 
 #include <cstdio>
 
@@ -43,8 +43,8 @@ void JsonOutput::write(const Json& value) {
 Json to_json(const QuantizeSummary& summary) {
   Json json;
   if (summary.windows) {
-    const auto& [baseline, rtn, quantized] = std::tie(summary.evaluations[0], summary.evaluations[1],
-                                                      summary.evaluations[2]);
+    const auto& [baseline, rtn, quantized] =
+        std::tie(summary.evaluations[0], summary.evaluations[1], summary.evaluations[2]);
     json["perplexity"] = {
         {"baseline", baseline.perplexity}, {"rtn", rtn.perplexity}, {"quantized", quantized.perplexity}};
     json["kl_divergence"] = {{"rtn", *rtn.mean_kl}, {"quantized", *quantized.mean_kl}};
@@ -53,9 +53,8 @@ Json to_json(const QuantizeSummary& summary) {
     json["window"] = summary.windows->window;
     json["stride"] = summary.windows->stride > 0 ? summary.windows->stride : summary.windows->window;
   }
-  json["seconds"] = {{"quantize", summary.seconds_quantize},
-                     {"evaluate", summary.seconds_evaluate},
-                     {"total", summary.seconds_total}};
+  json["seconds"] = {
+      {"quantize", summary.seconds_quantize}, {"evaluate", summary.seconds_evaluate}, {"total", summary.seconds_total}};
   json["bytes"] = {{"linears_before", summary.linear_bytes_before}, {"linears_after", summary.linear_bytes_after}};
   json["layers"] = Json::array();
   for (const QuantizedLinear& layer : summary.layers) {
@@ -86,8 +85,8 @@ void print_summary(const QuantizeSummary& summary) {
   }
   const double before = static_cast<double>(summary.linear_bytes_before);
   const double after = static_cast<double>(summary.linear_bytes_after);
-  std::printf("%zu linears: %.2f MB before, %.2f MB after (%.2fx smaller)\n", summary.layers.size(),
-              before / kMegabyte, after / kMegabyte, after > 0 ? before / after : 0.0);
+  std::printf("%zu linears: %.2f MB before, %.2f MB after (%.2fx smaller)\n", summary.layers.size(), before / kMegabyte,
+              after / kMegabyte, after > 0 ? before / after : 0.0);
   std::printf("%.1f s: quantizing %.1f s, scoring %.1f s\n", summary.seconds_total, summary.seconds_quantize,
               summary.seconds_evaluate);
 }

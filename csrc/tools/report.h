@@ -1,13 +1,14 @@
 #pragma once
 
 #include <gptq/quantize_module.h>
-#include <model/atomic_output.h>
-#include <model/perplexity.h>
 
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "model/atomic_output.h"
+#include "model/perplexity.h"
 
 namespace gptq::tools {
 
@@ -27,7 +28,7 @@ class JsonOutput {
 struct QuantizeSummary {
   std::vector<QuantizedLinear> layers;
   std::optional<EvaluationOptions> windows;  ///< set if a text was scored
-  std::vector<Evaluation> evaluations;                   ///< float, round to nearest, quantized
+  std::vector<Evaluation> evaluations;       ///< float, round to nearest, quantized
   int64_t linear_bytes_before = 0;           ///< in the checkpoint's own dtype
   int64_t linear_bytes_after = 0;
   double seconds_quantize = 0;

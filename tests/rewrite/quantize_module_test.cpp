@@ -85,7 +85,8 @@ TEST(QuantizeModule, CalibratesEachLayerOnTheQuantizedPrefix) {
   EXPECT_EQ(quantized.layers[1].nsamples, 15);
 
   const at::Tensor x = random_tensor({7, 16}, 200);
-  const at::Tensor expected = apply(second, at::relu(apply(first, x, bias_of(model, "first"))), bias_of(model, "second"));
+  const at::Tensor expected =
+      apply(second, at::relu(apply(first, x, bias_of(model, "first"))), bias_of(model, "second"));
   EXPECT_TRUE(at::equal(run(quantized.module, x), expected));
 }
 
@@ -99,8 +100,8 @@ TEST(QuantizeModule, ChainsLayersWithNothingBetweenThem) {
 }
 
 TEST(QuantizeModule, TakesConv1dWeightsTransposedWhenSquare) {
-  torch::jit::Module model = compose({{"fc", conv1d(12, 12, 1)}},
-                                     "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  torch::jit::Module model =
+      compose({{"fc", conv1d(12, 12, 1)}}, "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
   const auto calibration = calibration_inputs(2, {3, 8, 12}, 50);
   const QuantizeModuleOptions options = options_with_group(-1);
   QuantizedModule quantized = quantize_module(model, calibration, options);
@@ -163,8 +164,7 @@ TEST(QuantizeModule, ReachesLinearsInsideLoopsAndBranches) {
                                      "        if i % 2 == 0:\n"
                                      "            x = x + torch.tanh(self.fc.forward(x))\n"
                                      "    return self.gate.forward(x)\n");
-  const QuantizedModule quantized =
-      quantize_module(model, calibration_inputs(3, {4, 6}, 12), options_with_group(6));
+  const QuantizedModule quantized = quantize_module(model, calibration_inputs(3, {4, 6}, 12), options_with_group(6));
   ASSERT_EQ(quantized.layers.size(), 2u);
   EXPECT_EQ(quantized.layers[0].name, "fc");
   EXPECT_EQ(quantized.layers[0].nsamples, 3 * 2 * 4);  // inputs x even iterations x rows
@@ -185,8 +185,8 @@ TEST(QuantizeModule, LeavesOutWhatTheCallerSkips) {
 }
 
 TEST(QuantizeModule, LeavesTheCallersModuleAsItWas) {
-  torch::jit::Module model = compose({{"fc", linear(8, 8, 1)}},
-                                     "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  torch::jit::Module model =
+      compose({{"fc", linear(8, 8, 1)}}, "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
   const at::Tensor weight = weight_of(model, "fc").clone();
   const at::Tensor x = random_tensor({3, 8}, 2);
   const at::Tensor before = run(model, x);
@@ -230,18 +230,17 @@ TEST(QuantizeModule, SurvivesSavingAndLoading) {
 }
 
 TEST(QuantizeModule, QuantizesAFrozenModule) {
-  torch::jit::Module model = torch::jit::freeze(
-      compose({{"a", linear(8, 6, 1)}, {"b", linear(4, 8, 3)}},
-              "def forward(self, x: Tensor) -> Tensor:\n"
-              "    return self.b.forward(torch.relu(self.a.forward(x)))\n"));
+  torch::jit::Module model = torch::jit::freeze(compose({{"a", linear(8, 6, 1)}, {"b", linear(4, 8, 3)}},
+                                                        "def forward(self, x: Tensor) -> Tensor:\n"
+                                                        "    return self.b.forward(torch.relu(self.a.forward(x)))\n"));
   QuantizedModule quantized = quantize_module(model, calibration_inputs(2, {5, 6}, 3), options_with_group(4));
   EXPECT_EQ(quantized.layers.size(), 2u);
   EXPECT_EQ(run(quantized.module, random_tensor({3, 6}, 1)).sizes(), (std::vector<int64_t>{3, 4}));
 }
 
 TEST(QuantizeModule, RoundsToNearestWithoutCalibration) {
-  torch::jit::Module model = compose({{"fc", linear(8, 8, 1)}},
-                                     "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  torch::jit::Module model =
+      compose({{"fc", linear(8, 8, 1)}}, "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
   QuantizeModuleOptions options = options_with_group(4);
   EXPECT_THROW(quantize_module(model, {}, options), c10::Error);
   options.quantize.mode = "rtn";
@@ -251,8 +250,8 @@ TEST(QuantizeModule, RoundsToNearestWithoutCalibration) {
 }
 
 TEST(QuantizeModule, NamesTheLayerThatIsAtFault) {
-  torch::jit::Module model = compose({{"fc", linear(8, 8, 1)}},
-                                     "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  torch::jit::Module model =
+      compose({{"fc", linear(8, 8, 1)}}, "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
   std::vector<std::vector<c10::IValue>> calibration = calibration_inputs(1, {5, 8}, 3);
   calibration[0][0].toTensor()[2][3] = std::nan("");
   try {
@@ -275,10 +274,10 @@ TEST(FindLinears, TellsLinearsByWhatTheyCompute) {
   model.register_parameter("table", random_tensor({5, 5}, 2), false);
   model.define(
       "def forward(self, x: Tensor) -> Tensor:\n"
-      "    y = torch.matmul(x, self.w.t())\n"                 // [N, K], transposed
-      "    z = torch.mm(x, self.table)\n"                     // [K, N]
-      "    s = torch.matmul(x, z.t())\n"                      // no weight
-      "    u = torch.addmm(z, x, self.table, beta=0.5)\n"     // scaled
+      "    y = torch.matmul(x, self.w.t())\n"              // [N, K], transposed
+      "    z = torch.mm(x, self.table)\n"                  // [K, N]
+      "    s = torch.matmul(x, z.t())\n"                   // no weight
+      "    u = torch.addmm(z, x, self.table, beta=0.5)\n"  // scaled
       "    return torch.cat([y, z, s, u], 1)\n");
   const std::vector<LinearInfo> found = find_linears(model);
   ASSERT_EQ(found.size(), 2u);

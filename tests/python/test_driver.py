@@ -1,0 +1,313 @@
+"""The driver from end to end on the demo model: what it reports, what it writes, and how it refuses bad input."""
+
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+CALIBRATION = ["--samples", "32", "--sequence-length", "256"]
+
+
+@pytest.fixture(scope="module")
+def demo_model(root):
+    """Return the folder of the demo model."""
+    return root / "tests" / "data" / "demo_gpt2"
+
+
+@pytest.fixture(scope="module")
+def text(root, tmp_path_factory):
+    """Gather the text of this Python; return the paths of a calibration and of a short held-out text."""
+    folder = tmp_path_factory.mktemp("text")
+    subprocess.run([sys.executable, root / "scripts" / "gather_text.py", folder], check=True, capture_output=True)
+    heldout = folder / "short.txt"
+    heldout.write_bytes((folder / "heldout.txt").read_bytes()[:60_000])
+    return folder / "train.txt", heldout
+
+
+@pytest.fixture
+def gptq(driver_path):
+    """Return a function that runs the driver and gives the finished process."""
+
+    def run(*arguments, **options):
+        return subprocess.run(
+            [driver_path, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False, **options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def quantized(driver_path, demo_model, text, tmp_path_factory):
+    """Quantize the demo model once with the defaults; return the output folder and the report."""
+    folder = tmp_path_factory.mktemp("quantized")
+    train, heldout = text
+    subprocess.run(
+        [driver_path, "quantize", demo_model, "-o", folder / "model", "--calibration", train, *CALIBRATION]
+        + ["--eval", heldout, "--json", folder / "report.json"],
+        check=True,
+        capture_output=True,
+    )
+    return folder / "model", json.loads((folder / "report.json").read_text())
+
+
+def refused(process, *, saying):
+    """Check that the driver ended with one line on stderr that holds the text."""
+    lines = process.stderr.strip().splitlines()
+    assert process.returncode == 1, process
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("gptq: ")
+    assert re.search(saying, lines[0]), lines[0]
+
+
+def test_gptq_stays_closer_to_the_float_model_than_rounding(quantized):
+    report = quantized[1]
+    assert report["kl_divergence"]["quantized"] <= 0.7 * report["kl_divergence"]["rtn"]
+    assert report["top1_agreement"]["quantized"] > 0.9
+    assert report["perplexity"]["baseline"] > 1
+
+
+def test_report_has_every_layer_and_its_figures(quantized, demo_model):
+    report = quantized[1]
+    config = json.loads((demo_model / "config.json").read_text())
+    width = config["n_embd"]
+    shapes = [[3 * width, width], [width, width], [4 * width, width], [width, 4 * width]] * config["n_layer"]
+    assert [layer["shape"] for layer in report["layers"]] == shapes
+    for layer in report["layers"]:
+        assert 0 < layer["loss"] < layer["rtn_loss"], layer
+        assert 0 < layer["relative_error"] < layer["rtn_relative_error"] < 1, layer
+        assert layer["damping"] == 0.01
+        assert layer["samples"] == 32 * 256
+    weights = sum(n * k for n, k in shapes)
+    assert report["bytes"]["linears_before"] == 2 * weights
+    # 4 bits a weight, and one f16 scale for 128 of them.
+    assert report["bytes"]["linears_after"] == weights // 2 + 2 * weights // 128
+
+
+def test_perplexity_is_the_same_to_the_last_bit_after_loading(gptq, quantized, text, tmp_path):
+    folder, report = quantized
+    result = gptq("eval", folder, "--text", text[1], "--json", tmp_path / "eval.json")
+    assert result.returncode == 0, result.stderr
+    loaded = json.loads((tmp_path / "eval.json").read_text())
+    assert loaded["perplexity"]["baseline"] == report["perplexity"]["quantized"]
+    assert loaded["tokens_scored"] == report["tokens_scored"]
+
+
+def test_quantized_folder_keeps_what_is_not_quantized(quantized, demo_model):
+    folder, _ = quantized
+    before = load_file(demo_model / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    assert (folder / "tokenizer.json").read_bytes() == (demo_model / "tokenizer.json").read_bytes()
+    for name, tensor in before.items():
+        if re.search(r"(c_attn|c_proj|c_fc)\.weight$", name):
+            assert f"transformer.{name}" not in after
+            assert f"transformer.{name.removesuffix('weight')}packed" in after
+        else:
+            assert after[f"transformer.{name}"].tobytes() == tensor.tobytes(), name
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert (settings["bits"], settings["group_size"], settings["version"]) == (4, 128, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--asymmetric", "--group-size", "32"],
+        ["--group-size", "-1", "--act-order", "off"],
+        ["--bits", "3", "--group-size", "64"],
+        ["--bits", "8", "--per-tensor", "--group-size", "-1"],
+        ["--mode", "classic"],
+        ["--skip", r"\.mlp\.", "--skip", "lm_head"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_options_give_a_model_that_loads_to_the_same_bits(gptq, demo_model, text, tmp_path, options):
+    train, heldout = text
+    short = tmp_path / "text.txt"
+    short.write_bytes(heldout.read_bytes()[:12_000])
+    result = gptq(
+        *["quantize", demo_model, "-o", tmp_path / "model", "--calibration", train, "--samples", "8"],
+        *["--eval", short, "--json", tmp_path / "report.json", *options],
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    result = gptq("eval", tmp_path / "model", "--text", short, "--json", tmp_path / "eval.json")
+    assert result.returncode == 0, result.stderr
+    loaded = json.loads((tmp_path / "eval.json").read_text())
+    assert loaded["perplexity"]["baseline"] == report["perplexity"]["quantized"]
+
+
+def test_the_same_seed_gives_the_same_model_on_any_number_of_threads(gptq, demo_model, text, tmp_path):
+    for threads in ("1", "2"):
+        result = gptq(
+            *["quantize", demo_model, "-o", tmp_path / threads, "--calibration", text[0], "--samples", "4"],
+            *["--seed", "7", "--threads", threads],
+        )
+        assert result.returncode == 0, result.stderr
+    one, two = ((tmp_path / threads / "config.json").read_bytes() for threads in ("1", "2"))
+    assert one == two
+    assert (
+        load_file(tmp_path / "1" / "model.safetensors").keys() == load_file(tmp_path / "2" / "model.safetensors").keys()
+    )
+
+
+def test_progress_is_plain_lines_away_from_a_terminal(gptq, demo_model, text, tmp_path):
+    result = gptq("quantize", demo_model, "-o", tmp_path / "model", "--calibration", text[0], "--samples", "2")
+    assert result.returncode == 0
+    assert "\r" not in result.stderr and "\033" not in result.stderr
+    assert "24/24" in result.stderr
+    assert "loss" in result.stderr
+
+
+def test_inspect_lists_the_linears(gptq, quantized, demo_model, tmp_path):
+    for model, form in ((demo_model, "float, [inputs, outputs]"), (quantized[0], "packed 4-bit")):
+        assert gptq("inspect", model, "--json", tmp_path / "inspect.json").returncode == 0
+        report = json.loads((tmp_path / "inspect.json").read_text())
+        linears = {entry["name"]: entry for entry in report["linears"]}
+        assert linears["transformer.h.0.mlp.c_fc"]["weight"] == form
+        assert linears["transformer.h.0.mlp.c_fc"]["shape"] == [1024, 256]
+        assert linears["lm_head"]["weight"] == "float, [outputs, inputs]"
+
+
+def test_help_and_version(gptq):
+    assert gptq("--help").returncode == 0
+    assert "--group-size" in gptq("quantize", "--help").stdout
+    assert re.fullmatch(r"\d+\.\d+\.\d+", gptq("--version").stdout.strip())
+
+
+class TestBadInput:
+    """Each ends with one line on stderr, a non-zero exit and no output left behind."""
+
+    @pytest.fixture
+    def broken(self, demo_model, tmp_path):
+        """Return a copy of the demo model to break."""
+        return shutil.copytree(demo_model, tmp_path / "broken")
+
+    @pytest.fixture
+    def quantize(self, gptq, text, tmp_path):
+        """Return a function that tries to quantize a model and checks that nothing is left."""
+
+        def attempt(model, *options, calibration=None, saying, out=None):
+            out = out or tmp_path / "out"
+            result = gptq(
+                *["quantize", model, "-o", out, "--calibration", calibration or text[0], "--samples", "2"],
+                *["--json", tmp_path / "report.json", *options],
+            )
+            refused(result, saying=saying)
+            assert not out.exists()
+            assert not [path for path in tmp_path.iterdir() if "report" in path.name or "out" in path.name]
+
+        return attempt
+
+    def test_no_model(self, quantize, tmp_path):
+        quantize(tmp_path / "nowhere", saying="nowhere")
+
+    def test_unknown_options_and_values(self, quantize, demo_model):
+        quantize(demo_model, "--colour", "blue", saying="--colour")
+        quantize(demo_model, "--bits", "9", saying="bits")
+        quantize(demo_model, "--group-size", "0", saying="group_size")
+        quantize(demo_model, "--mode", "magic", saying="mode")
+        quantize(demo_model, "--skip", "(", saying="--skip")
+        quantize(demo_model, "--sequence-length", "100000", saying="--sequence-length")
+
+    def test_empty_and_short_texts(self, quantize, gptq, demo_model, tmp_path):
+        empty = tmp_path / "empty.txt"
+        empty.write_text("")
+        short = tmp_path / "short.txt"
+        short.write_text("one two three")
+        quantize(demo_model, calibration=empty, saying="empty")
+        quantize(demo_model, calibration=short, saying="at least")
+        quantize(demo_model, "--eval", short, saying="window")
+        refused(gptq("eval", demo_model, "--text", empty), saying="empty")
+        refused(gptq("eval", demo_model, "--text", short), saying="window of 512 tokens")
+        refused(gptq("eval", demo_model, "--text", tmp_path), saying="cannot be read")
+        refused(gptq("generate", demo_model, "--prompt", ""), saying="--prompt")
+
+    def test_config_and_tokenizer_files(self, quantize, broken):
+        config = json.loads((broken / "config.json").read_text())
+        for change, saying in (
+            ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "llama"),
+            ({"n_head": 7}, "n_head"),
+            ({"n_layer": -1}, "n_layer"),
+            ({"activation_function": "mystery"}, "mystery"),
+            ({"n_embd": 512}, "shape|expected"),
+        ):
+            (broken / "config.json").write_text(json.dumps(config | change))
+            quantize(broken, saying=saying)
+        (broken / "config.json").write_text("{")
+        quantize(broken, saying="config.json")
+        (broken / "config.json").unlink()
+        quantize(broken, saying="config.json")
+        (broken / "config.json").write_text(json.dumps(config))
+        (broken / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}')
+        quantize(broken, saying="tokenizer.json")
+        for name in ("tokenizer.json", "vocab.json"):
+            (broken / name).unlink()
+        quantize(broken, saying="vocab.json|tokenizer")
+
+    def test_truncated_and_lying_weights(self, quantize, broken):
+        weights = broken / "model.safetensors"
+        data = weights.read_bytes()
+        (header_size,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + header_size])
+        name = next(key for key in header if key != "__metadata__")
+
+        def with_entry(**change):
+            text = json.dumps(header | {name: header[name] | change}).encode()
+            return struct.pack("<Q", len(text)) + text + data[8 + header_size :]
+
+        for content in (
+            b"",
+            data[:7],
+            data[:100],
+            data[:-1],
+            struct.pack("<Q", 1 << 62) + data[8:],
+            with_entry(data_offsets=[0, 1 << 60]),
+            with_entry(data_offsets=[64, 0]),
+            with_entry(dtype="F13"),
+            with_entry(shape=[1 << 40, 1 << 40]),
+            with_entry(shape=[-1, 4]),
+        ):
+            weights.write_bytes(content)
+            quantize(broken, saying="model.safetensors")
+        weights.unlink()
+        quantize(broken, saying="model.safetensors")
+
+    def test_missing_and_nan_weights(self, quantize, broken):
+        weights = broken / "model.safetensors"
+        tensors = load_file(weights)
+        tensors["h.1.mlp.c_fc.weight"][3, 5] = math.nan
+        save_file(tensors, weights)
+        quantize(broken, saying="h.1.mlp.c_fc.*finite")
+        del tensors["h.1.mlp.c_fc.weight"]
+        save_file(tensors, weights)
+        quantize(broken, saying="h.1.mlp.c_fc.weight")
+
+    def test_outputs_that_cannot_be_written(self, quantize, gptq, demo_model, text, tmp_path):
+        quantize(demo_model, saying="missing", out=tmp_path / "missing" / "folder")
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        (precious / "thesis.txt").write_text("do not lose")
+        result = gptq("quantize", demo_model, "-o", precious, "--calibration", text[0])
+        refused(result, saying="precious")
+        assert (precious / "thesis.txt").read_text() == "do not lose"
+        refused(gptq("eval", demo_model, "--text", text[1], "--json", "/proc/nothing.json"), saying="nothing.json")
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+    def test_full_disk(self, gptq, demo_model, text, tmp_path):
+        small = tmp_path / "small"
+        small.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small], check=False)
+        if mounted.returncode != 0:
+            pytest.skip("tmpfs cannot be mounted here")
+        try:
+            result = gptq("quantize", demo_model, "-o", small / "out", "--calibration", text[0], "--samples", "2")
+            refused(result, saying="No space left on device")
+            assert list(small.iterdir()) == []
+        finally:
+            subprocess.run(["umount", small], check=True)
