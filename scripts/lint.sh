@@ -35,9 +35,9 @@ done
 
 # Configured apart from the build: clang cannot read g++'s precompiled header. -fopenmp is taken back because clang's
 # omp.h need not be there.
-cmake --preset default -B build/tidy "-DGPTQ_TORCH_DIR=$(torch_dir)" -DGPTQ_BUILD_TESTS=OFF \
-  -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON >build/tidy.log || { cat build/tidy.log >&2 && failed+=("tidy's configure"); }
 mkdir -p build/tidy/passed
+cmake --preset default -B build/tidy "-DGPTQ_TORCH_DIR=$(torch_dir)" -DGPTQ_BUILD_TESTS=OFF \
+  -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON >build/tidy.log 2>&1 || { cat build/tidy.log >&2 && failed+=("tidy's configure"); }
 
 tidy() {
   local file=$1 stamp="build/tidy/passed/${1//\//.}" log

@@ -61,5 +61,6 @@ def load_library() -> dict[str, Any]:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        raise ImportError(f"gptq: {path} does not load with torch {torch.__version__}: {error}") from error
+        reason = error.__cause__ or error  # torch wraps the loader's message
+        raise ImportError(f"gptq: {path} does not load with torch {torch.__version__}: {reason}") from error
     return info
