@@ -35,14 +35,16 @@ inline W4Weight random_w4_weight(int64_t n, int64_t k, int64_t group_size, bool 
 /// f64 [N, K]
 inline at::Tensor dequantize_w4(const W4Weight& weight) {
   const int64_t n = weight.codes.size(0), k = weight.codes.size(1);
+  const uint8_t* codes = weight.codes.const_data_ptr<uint8_t>();
+  const uint8_t* zeros = weight.zeros ? weight.zeros->const_data_ptr<uint8_t>() : nullptr;
+  const at::Half* scales = weight.scales.const_data_ptr<at::Half>();
   at::Tensor result = at::empty({n, k}, at::kDouble);
+  double* w = result.mutable_data_ptr<double>();
   for (int64_t row = 0; row < n; ++row)
     for (int64_t column = 0; column < k; ++column) {
       const int64_t group = weight.group_size == -1 ? 0 : column / weight.group_size;
-      const int code = weight.codes.const_data_ptr<uint8_t>()[row * k + column];
-      const int zero = weight.zeros ? weight.zeros->const_data_ptr<uint8_t>()[group * n + row] : 8;
-      const double scale = weight.scales.const_data_ptr<at::Half>()[group * n + row];
-      result.mutable_data_ptr<double>()[row * k + column] = (code - zero) * scale;
+      const int zero = zeros ? zeros[group * n + row] : 8;
+      w[row * k + column] = (codes[row * k + column] - zero) * static_cast<double>(scales[group * n + row]);
     }
   return result;
 }

@@ -55,14 +55,14 @@ TEST(LinearW4, BiasOfEveryDtypeIsAddedOnce) {
 
 // x · wᵀ in f32, one fused multiply-add after the other.
 at::Tensor plain_f32_product(const at::Tensor& x, const at::Tensor& w) {
-  at::Tensor y = at::empty({x.size(0), w.size(0)}, at::kFloat);
-  for (int64_t row = 0; row < x.size(0); ++row)
-    for (int64_t column = 0; column < w.size(0); ++column) {
+  const int64_t m = x.size(0), k = x.size(1), n = w.size(0);
+  const float *rows = x.const_data_ptr<float>(), *weights = w.const_data_ptr<float>();
+  at::Tensor y = at::empty({m, n}, at::kFloat);
+  for (int64_t row = 0; row < m; ++row)
+    for (int64_t column = 0; column < n; ++column) {
       float sum = 0;
-      for (int64_t k = 0; k < x.size(1); ++k)
-        sum = std::fma(x.const_data_ptr<float>()[row * x.size(1) + k],
-                       w.const_data_ptr<float>()[column * w.size(1) + k], sum);
-      y.mutable_data_ptr<float>()[row * w.size(0) + column] = sum;
+      for (int64_t i = 0; i < k; ++i) sum = std::fma(rows[row * k + i], weights[column * k + i], sum);
+      y.mutable_data_ptr<float>()[row * n + column] = sum;
     }
   return y;
 }

@@ -140,5 +140,5 @@ def test_forced_level_gives_the_same_bits():
 def test_unknown_level_throws_and_lists_the_levels():
     result = probe("sse9")
     assert result.returncode != 0
-    assert "GPTQ_CPU_ISA must be one of avx512vnni, avx2, scalar that this machine has (" in result.stderr
+    assert "GPTQ_CPU_ISA must be one of " in result.stderr
     assert "scalar), got sse9" in result.stderr
