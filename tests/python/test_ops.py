@@ -53,9 +53,7 @@ def test_opcheck_with_an_input_that_requires_grad():
     x = torch.randn(3, 96, requires_grad=True)
     # Backward is not implemented, so only what does not need it is checked.
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        ops.linear_w4, (x, ops.pack_w4(codes), scales, zeros, None, None, 32), test_utils=utilities
-    )
+    torch.library.opcheck(ops.linear_w4, (x, ops.pack_w4(codes), scales, zeros, None, None, 32), test_utils=utilities)
 
 
 def test_backward_says_that_there_is_none():
