@@ -14,7 +14,7 @@ struct Avx2 {
     __m256 half[2];
   };
 
-  static constexpr int kRows = 4;
+  static constexpr int rows(int digits) { return digits == 3 ? 2 : 4; }
   static constexpr int blocks(int, int) { return 1; }
 
   static uint32_t max_magnitude(const float* x, int64_t vectors) {

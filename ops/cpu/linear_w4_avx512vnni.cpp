@@ -15,7 +15,7 @@ struct Avx512vnni {
   using Int = __m512i;
   using Float = __m512;
 
-  static constexpr int kRows = 4;
+  static constexpr int rows(int) { return 4; }
   // R·C·D accumulators, at most 24 of the 32 registers; at R = 1 several columns hide the latency.
   static constexpr int blocks(int rows, int digits) { return rows <= 2 || digits == 1 ? 4 : 2; }
 

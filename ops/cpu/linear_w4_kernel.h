@@ -1,6 +1,6 @@
 // The loops that all CPU kernels of linear_w4 share. An instruction set is a type Isa with
 //   Int, Float             16 lanes, one per column of a block
-//   kRows, blocks(R, D)    largest register tile: rows of x, and blocks of 16 columns beside each other
+//   rows(D), blocks(R, D)  largest register tile: rows of x, and blocks of 16 columns beside each other
 //   max_magnitude, split   step 2 of the arithmetic in linear_w4.h over whole vectors
 //   dot                    step 3, one activation group
 //   and the lane-wise operations that multiply_tile uses.
@@ -144,9 +144,9 @@ void multiply_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end,
   constexpr int64_t kPanel = 4;  // blocks whose weights stay in cache while the rows pass over them
   for (int64_t block = block_begin; block < block_end; block += kPanel) {
     const int64_t panel_end = block + kPanel < block_end ? block + kPanel : block_end;
-    for (int64_t row = row_begin; row < row_end; row += Isa::kRows) {
-      const int64_t rows = row_end - row < Isa::kRows ? row_end - row : Isa::kRows;
-      multiply_row_tile<Isa, D, Isa::kRows>(p, row, rows, block, panel_end);
+    for (int64_t row = row_begin; row < row_end; row += Isa::rows(D)) {
+      const int64_t rows = row_end - row < Isa::rows(D) ? row_end - row : Isa::rows(D);
+      multiply_row_tile<Isa, D, Isa::rows(D)>(p, row, rows, block, panel_end);
     }
   }
 }

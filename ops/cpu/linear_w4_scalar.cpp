@@ -12,7 +12,7 @@ struct Scalar {
     float lane[16];
   };
 
-  static constexpr int kRows = 2;
+  static constexpr int rows(int) { return 2; }
   static constexpr int blocks(int, int) { return 1; }
 
   static uint32_t max_magnitude(const float* x, int64_t vectors) {
