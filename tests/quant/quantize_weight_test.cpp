@@ -312,7 +312,7 @@ TEST(QuantizeWeight, DeadColumnsAreRoundedToNearest) {
   options.mode = "default";
   options.group_size = -1;
   options.damping = 0;  // damping is a share of the mean, which the dead columns lower
-  const at::Tensor some = quantize_weight(layer.weight.index_fill(1, at::tensor({3, 39}), 0), hessian, options).codes;
+  const at::Tensor some = quantize_weight(layer.weight.index_fill(1, at::tensor({3, 39}, at::kLong), 0), hessian, options).codes;
   const at::Tensor fewer = quantize_weight(layer.weight.index_select(1, index),
                                            hessian.index_select(0, index).index_select(1, index), options)
                                .codes;
@@ -395,7 +395,7 @@ TEST(QuantizeWeight, RejectsBadTensors) {
   bad[0][5] += 1;
   expect_error(weight, bad, "hessian must be symmetric");
   expect_error(weight, -hessian, "hessian must be positive semidefinite");
-  expect_error(weight, at::ones({6, 6}) * 2 - at::eye(6), "no usable Cholesky factor even with damping 7.29");
+  expect_error(weight, at::eye(6) - 3 * (at::ones({6, 6}) - at::eye(6)), "no usable Cholesky factor even with damping 7.29");
   expect_error(at::full({1, 6}, 1e6), hessian, "scales are float16, at most 65504");
 }
 
