@@ -5,6 +5,7 @@
 #include <string>
 #include <tuple>
 
+#include "tests/quant/error_of.h"
 #include "tests/quant/random_layer.h"
 #include "tests/reference.h"
 
@@ -312,7 +313,8 @@ TEST(QuantizeWeight, DeadColumnsAreRoundedToNearest) {
   options.mode = "default";
   options.group_size = -1;
   options.damping = 0;  // damping is a share of the mean, which the dead columns lower
-  const at::Tensor some = quantize_weight(layer.weight.index_fill(1, at::tensor({3, 39}, at::kLong), 0), hessian, options).codes;
+  const at::Tensor some =
+      quantize_weight(layer.weight.index_fill(1, at::tensor({3, 39}, at::kLong), 0), hessian, options).codes;
   const at::Tensor fewer = quantize_weight(layer.weight.index_select(1, index),
                                            hessian.index_select(0, index).index_select(1, index), options)
                                .codes;
@@ -361,19 +363,9 @@ TEST(QuantizeWeight, ChangesNeitherArgumentsNorTheGlobalGenerator) {
   EXPECT_TRUE(quantize_weight(weight, layer.hessian).codes.equal(result.codes));
 }
 
-template <typename Call>
-std::string error_of(const Call& call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
-}
-
 void expect_error(const at::Tensor& weight, const at::Tensor& hessian, const std::string& part,
                   const QuantizeOptions& options = {}) {
-  EXPECT_PRED_FORMAT2(testing::IsSubstring, part, error_of([&] { quantize_weight(weight, hessian, options); }));
+  EXPECT_PRED_FORMAT2(testing::IsSubstring, part, test::error_of([&] { quantize_weight(weight, hessian, options); }));
 }
 
 TEST(QuantizeWeight, RejectsBadTensors) {
@@ -395,7 +387,8 @@ TEST(QuantizeWeight, RejectsBadTensors) {
   bad[0][5] += 1;
   expect_error(weight, bad, "hessian must be symmetric");
   expect_error(weight, -hessian, "hessian must be positive semidefinite");
-  expect_error(weight, at::eye(6) - 3 * (at::ones({6, 6}) - at::eye(6)), "no usable Cholesky factor even with damping 7.29");
+  expect_error(weight, at::eye(6) - 3 * (at::ones({6, 6}) - at::eye(6)),
+               "no usable Cholesky factor even with damping 7.29");
   expect_error(at::full({1, 6}, 1e6), hessian, "scales are float16, at most 65504");
 }
 
