@@ -62,20 +62,23 @@ void GPTQLayer::add_batch(const at::Tensor& input) {
 
 at::Tensor GPTQLayer::hessian() const {
   const at::NoGradGuard no_grad;
-  if (!gram_.defined()) {
-    const int64_t k = weight_nk().size(1);
-    return at::zeros({k, k}, at::kFloat);
-  }
-  return mirrored(gram_, 2.0 / static_cast<double>(nsamples_));
+  const int64_t k = weight_nk().size(1);
+  return gram_.defined() ? mirrored(gram_, 2.0 / static_cast<double>(nsamples_)) : at::zeros({k, k}, at::kFloat);
 }
 
-void GPTQLayer::set_hessian(const at::Tensor& hessian, int64_t nsamples) {
+at::Tensor GPTQLayer::gram() const {
   const at::NoGradGuard no_grad;
   const int64_t k = weight_nk().size(1);
-  TORCH_CHECK(hessian.dim() == 2 && hessian.size(0) == k && hessian.size(1) == k,
-              "set_hessian: hessian must be [K, K] = [", k, ", ", k, "], got ", hessian.sizes());
-  TORCH_CHECK(nsamples >= 0, "set_hessian: nsamples must be at least 0, got ", nsamples);
-  gram_ = nsamples == 0 ? at::Tensor() : hessian.detach().to(at::kFloat).mul(static_cast<double>(nsamples) / 2);
+  return gram_.defined() ? mirrored(gram_, 1.0) : at::zeros({k, k}, at::kFloat);
+}
+
+void GPTQLayer::set_gram(const at::Tensor& gram, int64_t nsamples) {
+  const at::NoGradGuard no_grad;
+  const int64_t k = weight_nk().size(1);
+  TORCH_CHECK(gram.dim() == 2 && gram.size(0) == k && gram.size(1) == k, "set_gram: gram must be [K, K] = [", k, ", ",
+              k, "], got ", gram.sizes());
+  TORCH_CHECK(nsamples >= 0, "set_gram: nsamples must be at least 0, got ", nsamples);
+  gram_ = nsamples > 0 ? gram.detach().to(at::kFloat).clone() : at::Tensor();
   nsamples_ = nsamples;
 }
 

@@ -14,7 +14,7 @@ namespace gptq {
 namespace {
 
 using LayerPtr = c10::intrusive_ptr<GPTQLayer>;
-// Weight, Hessian and bias if there is one; conv1d; nsamples.
+// Weight, sum of x xᵀ and bias if there is one; conv1d; nsamples.
 using State = std::tuple<std::vector<at::Tensor>, bool, int64_t>;
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, c10::Dict<std::string, double>> quantize(
@@ -29,7 +29,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, c10::Dict<std::string, double>> q
 }
 
 State get_state(const LayerPtr& self) {
-  std::vector<at::Tensor> tensors{self->weight(), self->hessian()};
+  std::vector<at::Tensor> tensors{self->weight(), self->gram()};
   if (self->bias().has_value()) {
     tensors.push_back(*self->bias());
   }
@@ -39,13 +39,13 @@ State get_state(const LayerPtr& self) {
 LayerPtr set_state(const State& state) {
   const auto& [tensors, conv1d, nsamples] = state;
   TORCH_CHECK(tensors.size() == 2 || tensors.size() == 3,
-              "GPTQLayer: state must hold weight, hessian and at most a bias, got ", tensors.size(), " tensors");
+              "GPTQLayer: state must hold weight, gram and at most a bias, got ", tensors.size(), " tensors");
   std::optional<at::Tensor> bias;
   if (tensors.size() == 3) {
     bias = tensors[2];
   }
   auto layer = c10::make_intrusive<GPTQLayer>(tensors[0], bias, conv1d);
-  layer->set_hessian(tensors[1], nsamples);
+  layer->set_gram(tensors[1], nsamples);
   return layer;
 }
 

@@ -8,6 +8,7 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "quant/sweep_kernel.h"
 
@@ -90,17 +91,31 @@ class Sweeper {
     pull_errors(strip, 0, first, first, count, targets);
   }
 
+  // What the published form has added to the weights of the columns from first on, before it sweeps them. They are not
+  // the partial sums of the pull form, S = E_F M_Fg over swept columns F and columns g from first on, but X with
+  // X M_gg = S. X goes to updates, and -X to the errors of g, which are free until g is swept.
+  static void solve_updates(const SweepStrip<T>& strip, int64_t first, int64_t count, T* updates) {
+    std::fill_n(updates, count * kRows, T(0));
+    pull_errors(strip, 0, first, first, count, updates);
+    for (int64_t c = 0; c < count; ++c) {
+      T* update = updates + c * kRows;
+      pull_errors(strip, first, first + c, first + c, 1, update);
+      std::transform(update, update + kRows, strip.errors + (first + c) * kRows, std::negate<T>());
+    }
+  }
+
   // Scales of the group that starts at column first, from its weights with all updates so far.
-  void set_group_grid(const SweepStrip<T>& strip, int64_t s, int64_t first, T* targets) const {
+  void set_group_grid(const SweepStrip<T>& strip, int64_t s, int64_t first, T* updates) const {
     const int64_t count = std::min(plan_.group_size, k_ - first);
-    load_targets(strip, first, count, targets);
+    solve_updates(strip, first, count, updates);
     T* scales = strip_data(scales_, s) + strip.group[first] * kRows;
     T* zeros = strip_data(zeros_, s) + strip.group[first] * kRows;
     for (int64_t row = 0; row < std::min(kRows, n_ - s * kRows); ++row) {
       T lo = 0, hi = 0;
       for (int64_t c = 0; c < count; ++c) {
-        lo = std::min(lo, targets[c * kRows + row]);
-        hi = std::max(hi, targets[c * kRows + row]);
+        const T weight = strip.weights[(first + c) * kRows + row] + updates[c * kRows + row];
+        lo = std::min(lo, weight);
+        hi = std::max(hi, weight);
       }
       const GridPoint point = minmax_grid_point(lo, hi, plan_.rule);
       scales[row] = static_cast<T>(point.scale);

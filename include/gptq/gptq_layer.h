@@ -42,8 +42,10 @@ class GPTQLayer : public torch::CustomClassHolder {
   const std::optional<at::Tensor>& bias() const { return bias_; }
   bool conv1d() const { return conv1d_; }
 
-  /// Continues from a Hessian and a count that another layer had gathered.
-  void set_hessian(const at::Tensor& hessian, int64_t nsamples);
+  /// Σ x xᵀ, f32 [K, K], a new tensor: with nsamples what a saved layer needs to go on exactly where it was.
+  at::Tensor gram() const;
+  /// Replaces what was gathered by the gram() and nsamples() of another layer with the same inputs.
+  void set_gram(const at::Tensor& gram, int64_t nsamples);
 
  private:
   at::Tensor weight_;

@@ -1,0 +1,8 @@
+#pragma once
+
+// Slow, obvious float64 references. They share no code with the library.
+
+#include "tests/reference_gptq.h"
+#if __has_include("tests/reference_w4.h")
+#include "tests/reference_w4.h"
+#endif
