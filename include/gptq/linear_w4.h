@@ -10,7 +10,18 @@ namespace gptq {
 
 /// y = x · dequantize(packed)ᵀ + bias, computed from the packed 4-bit weight.
 ///
-/// @param input f32, bf16 or f16 [..., K]
+/// The arithmetic is integer. Per token and group of at most 128 columns the input is written as a fixed-point number
+/// of one, two or three int8 digits relative to the group's largest magnitude, and every digit's product with the codes
+/// is summed exactly; the groups are then added up in f32 in one fixed order. (The Ozaki scheme, applied to one
+/// operand.) The result therefore has the same bits on every instruction set, for every number of threads and for a row
+/// alone as in a batch. A row that holds a NaN or an infinity comes out as NaN in every column.
+///
+/// On the CPU the best instruction set of the machine is used. The environment variable GPTQ_CPU_ISA (scalar, avx2 or
+/// avx512vnni) forces one, and the operator throws where the machine lacks it.
+///
+/// Inference only: backward through the result throws.
+///
+/// @param input f32, bf16 or f16 [..., K]; any strides
 /// @param packed u8 [ceil(N/16), ceil(K/8), 64], see pack_w4
 /// @param scales f16 [n_groups, N], n_groups = ceil(K / group_size)
 /// @param zeros u8 [n_groups, N]; absent means 8 everywhere
@@ -18,8 +29,11 @@ namespace gptq {
 /// @param input_order i32 [K]: column k of the weight multiplies input[..., input_order[k]]; for imported act-order
 ///        checkpoints only
 /// @param group_size columns per group, at least 1; -1 is one group per row; the last group may be short
-/// @param compute "exact" (as accurate as the input's dtype), "bf16" or "int8" (activations rounded to int8 per group)
+/// @param compute "exact": three digits for f32 input, two for bf16 and f16, 2^-16 of the group's maximum and below the
+///        rounding of the output. "bf16": two digits whatever the input. "int8": one digit, an error near 1 %
 /// @return [..., N] in the input's dtype
+/// @throws c10::Error for a dtype, shape, device or option other than these, and for an input_order outside 0..K-1;
+///         the message names the argument, what is required and what was given
 at::Tensor linear_w4(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
                      const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
                      const std::optional<at::Tensor>& input_order, int64_t group_size,

@@ -15,11 +15,13 @@ namespace gptq {
 ///
 /// @param codes u8 [N, K], every value in 0..15
 /// @return u8 [ceil(N/16), ceil(K/8), 64]
+/// @throws c10::Error for another dtype or rank, and for a code above 15
 at::Tensor pack_w4(const at::Tensor& codes);
 
 /// The codes of a packed weight: the inverse of pack_w4.
 /// @param packed u8 [ceil(n/16), ceil(k/8), 64]
 /// @return u8 [n, k]
+/// @throws c10::Error where packed has not the shape that n and k ask for
 at::Tensor unpack_w4(const at::Tensor& packed, int64_t n, int64_t k);
 
 /// The float weight that a packed one stands for: (code - zero) * scale of its group.
@@ -29,7 +31,8 @@ at::Tensor unpack_w4(const at::Tensor& packed, int64_t n, int64_t k);
 /// @param zeros u8 [n_groups, N]; absent means 8 everywhere
 /// @param group_size columns per group, as in linear_w4; 0: all n_groups groups are equally wide, which needs k to be a
 ///        multiple of n_groups
-/// @return f32 [N, k]
+/// @return f32 [N, k], every value exact
+/// @throws c10::Error for another dtype or shape
 at::Tensor dequantize_w4(const at::Tensor& packed, const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
                          int64_t k, int64_t group_size = 0);
 

@@ -1,0 +1,146 @@
+#include "cpu/linear_w4_cpu.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "cpu/cpu_features.h"
+#include "linear_w4_check.h"
+
+namespace gptq {
+namespace {
+
+struct Candidate {
+  CpuLevel level;
+  const LinearW4Kernel* kernel;
+};
+
+// Best first.
+constexpr Candidate kCandidates[] = {
+    {{"avx512vnni", kCpuAvx512f | kCpuAvx512bw | kCpuAvx512vl | kCpuAvx512dq | kCpuAvx512vnni | kCpuFma | kCpuF16c},
+     &kLinearW4Avx512vnni},
+    {{"avx2", kCpuAvx2 | kCpuFma | kCpuF16c}, &kLinearW4Avx2},
+    {{"scalar", 0}, &kLinearW4Scalar},
+};
+
+const LinearW4Level& chosen_level() {
+  static const LinearW4Level level = [] {
+    std::vector<CpuLevel> levels;
+    for (const Candidate& candidate : kCandidates) levels.push_back(candidate.level);
+    const Candidate& best = kCandidates[select_cpu_level(levels, cpu_features(), std::getenv("GPTQ_CPU_ISA"))];
+    return LinearW4Level{best.level.name, best.kernel};
+  }();
+  return level;
+}
+
+constexpr int64_t kRowBlock = 256;        // rows split into digits at a time: bounds the workspace
+constexpr int64_t kRowChunk = 32;         // rows whose digits stay in cache while the weights pass
+constexpr int64_t kColumnChunk = 4;       // blocks of 16 columns in one task
+constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which a second thread does not pay
+
+at::Tensor gather_columns(const at::Tensor& input, const at::Tensor& order) {
+  const at::Tensor index = order.contiguous();
+  const auto* columns = index.const_data_ptr<int32_t>();
+  const int64_t k = input.size(1);
+  for (int64_t i = 0; i < k; ++i)
+    TORCH_CHECK(columns[i] >= 0 && columns[i] < k, "linear_w4: input_order must hold columns in 0..", k - 1, ", got ",
+                columns[i], " at ", i);
+  return input.index_select(1, index);
+}
+
+void run_row_block(const LinearW4Kernel& kernel, const LinearW4Problem& p) {
+  const int64_t split_grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, p.k));
+  at::parallel_for(0, p.m, split_grain, [&](int64_t begin, int64_t end) { kernel.split(p, begin, end); });
+
+  const int64_t blocks = (p.n + kAtomRows - 1) / kAtomRows;
+  const int64_t column_chunks = (blocks + kColumnChunk - 1) / kColumnChunk;
+  const int64_t tasks = (p.m + kRowChunk - 1) / kRowChunk * column_chunks;
+  const int64_t task_work = std::min(p.m, kRowChunk) * kColumnChunk * kAtomRows * std::max<int64_t>(1, p.k);
+  at::parallel_for(0, tasks, std::max<int64_t>(1, kSerialWork / task_work), [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t row_chunk = begin / column_chunks;
+      const int64_t stop = std::min(end, (row_chunk + 1) * column_chunks);
+      kernel.multiply(p, row_chunk * kRowChunk, std::min((row_chunk + 1) * kRowChunk, p.m),
+                      (begin - row_chunk * column_chunks) * kColumnChunk,
+                      std::min((stop - row_chunk * column_chunks) * kColumnChunk, blocks));
+      begin = stop;
+    }
+  });
+}
+
+void run(const LinearW4Kernel& kernel, LinearW4Problem p, const std::vector<LinearW4Group>& groups) {
+  const int64_t rows = std::min(p.m, kRowBlock), total = p.m;
+  const int64_t atoms = groups.empty() ? 0 : groups.back().digit_atom + groups.back().atoms;
+  // One cache line more than the digits: split writes whole vectors, and rows do not all start in the same cache set.
+  p.digit_stride = (atoms * p.digits * kAtomColumns + 63) / 64 * 64 + 64;
+  p.groups = groups.data();
+  p.n_groups = static_cast<int64_t>(groups.size());
+  const at::Tensor digits = at::empty({rows * p.digit_stride}, at::kChar);
+  const at::Tensor x_scales = at::empty({rows * p.n_groups}, at::kFloat);
+  const at::Tensor x_sums = at::empty({rows * p.n_groups * p.digits}, at::kInt);
+  p.x_digits = digits.mutable_data_ptr<int8_t>();
+  p.x_scales = x_scales.mutable_data_ptr<float>();
+  p.x_sums = x_sums.mutable_data_ptr<int32_t>();
+  for (int64_t row = 0; row < total; row += kRowBlock) {
+    p.m = std::min(kRowBlock, total - row);
+    run_row_block(kernel, p);
+    p.x += p.m * p.k;
+    p.y += p.m * p.n;
+  }
+}
+
+at::Tensor linear_w4_cpu(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
+                         const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
+                         const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute) {
+  return linear_w4_cpu_at_level(chosen_level(), input, packed, scales, zeros, bias, input_order, group_size, compute);
+}
+
+}  // namespace
+
+std::vector<LinearW4Level> linear_w4_cpu_levels() {
+  std::vector<LinearW4Level> levels;
+  for (const Candidate& candidate : kCandidates)
+    if ((candidate.level.required & ~cpu_features()) == 0) levels.push_back({candidate.level.name, candidate.kernel});
+  return levels;
+}
+
+at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, const at::Tensor& input, const at::Tensor& packed,
+                                  const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
+                                  const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& input_order,
+                                  int64_t group_size, std::string_view compute) {
+  check_linear_w4(input, packed, scales, zeros, bias, input_order, group_size, compute);
+  LinearW4Problem p = {};
+  p.n = scales.size(1);
+  p.k = input.size(-1);
+  p.m = 1;
+  for (int64_t i = 0; i + 1 < input.dim(); ++i) p.m *= input.size(i);
+  p.digits = linear_w4_digits(input.scalar_type(), compute);
+
+  at::Tensor x = input.reshape({p.m, p.k});
+  if (input_order) x = gather_columns(x, *input_order);
+  x = x.to(at::kFloat).contiguous();
+  const at::Tensor weights = packed.contiguous(), scale = scales.contiguous();
+  const at::Tensor zero = zeros ? zeros->contiguous() : at::Tensor();
+  const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
+  const at::Tensor y = at::empty({p.m, p.n}, at::kFloat);
+  p.x = x.const_data_ptr<float>();
+  p.packed = weights.const_data_ptr<uint8_t>();
+  p.scales = reinterpret_cast<const uint16_t*>(scale.const_data_ptr<at::Half>());
+  p.zeros = zeros ? zero.const_data_ptr<uint8_t>() : nullptr;
+  p.bias = bias ? offset.const_data_ptr<float>() : nullptr;
+  p.y = y.mutable_data_ptr<float>();
+  if (p.m > 0 && p.n > 0) run(*level.kernel, p, linear_w4_groups(p.k, group_size));
+
+  at::DimVector shape(input.sizes());
+  shape.back() = p.n;
+  return y.to(input.scalar_type()).view(shape);
+}
+
+TORCH_LIBRARY_IMPL(gptq, CPU, m) {
+  m.impl("linear_w4", linear_w4_cpu);
+}
+
+}  // namespace gptq

@@ -1,0 +1,170 @@
+// The loops that all CPU kernels of linear_w4 share. An instruction set is a type Isa with
+//   Int, Float             16 lanes, one per column of a block
+//   rows(D), blocks(R, D)  largest register tile: rows of x, and blocks of 16 columns beside each other
+//   max_magnitude, split   step 2 of the arithmetic in linear_w4.h over whole vectors
+//   dot                    step 3, one activation group
+//   and the lane-wise operations that multiply_tile uses.
+// Everything is in an unnamed namespace: each kernel file is compiled for its own instruction set, and the linker must
+// not keep one file's copy for another.
+#pragma once
+
+#include "linear_w4.h"
+
+namespace gptq {
+namespace {
+
+// A group of 128 columns that starts inside an atom covers 17 atoms, in 9 vectors.
+constexpr int64_t kPaddedGroup = 144;
+
+constexpr float digit_range(int digits) {
+  return digits == 1 ? 127.0f : digits == 2 ? 32512.0f : 8323072.0f;
+}
+
+template <class Isa, int D>
+void split_group(const float* x, const LinearW4Group& group, int8_t* digits, float* scale, int32_t* sums) {
+  const int64_t offset = group.begin - kAtomColumns * group.first_atom;
+  const int64_t width = group.end - group.begin;
+  const int64_t vectors = (group.atoms + 1) / 2;
+  float padded[kPaddedGroup];
+  const float* source = x + group.begin;
+  if (offset != 0 || width % 16 != 0) {
+    __builtin_memset(padded, 0, sizeof(padded));
+    __builtin_memcpy(padded + offset, source, sizeof(float) * width);
+    source = padded;
+  }
+
+  const uint32_t bits = Isa::max_magnitude(source, vectors);
+  float magnitude;
+  __builtin_memcpy(&magnitude, &bits, sizeof(bits));
+  constexpr uint32_t kInfinityBits = 0x7f800000;
+  if (bits == 0 || bits >= kInfinityBits) {
+    *scale = bits == 0 ? 0.0f : __builtin_nanf("");
+    __builtin_memset(digits, 0, group.atoms * D * kAtomColumns);
+    __builtin_memset(sums, 0, sizeof(int32_t) * D);
+    return;
+  }
+  const float lift = magnitude < 0x1p-64f ? 0x1p80f : 1.0f;
+  *scale = magnitude / 127.0f;
+  Isa::template split<D>(source, vectors, lift, digit_range(D) / (magnitude * lift), digits, sums);
+}
+
+template <class Isa, int D>
+void split_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    int8_t* digits = p.x_digits + row * p.digit_stride;
+    for (int64_t g = 0; g < p.n_groups; ++g) {
+      const LinearW4Group& group = p.groups[g];
+      const int64_t at = row * p.n_groups + g;
+      split_group<Isa, D>(p.x + row * p.k, group, digits + group.digit_atom * D * kAtomColumns, p.x_scales + at,
+                          p.x_sums + at * D);
+    }
+  }
+}
+
+template <class Isa, int D>
+inline typename Isa::Float combine_digits(const typename Isa::Int (&j)[D]) {
+  if constexpr (D == 1) {
+    return Isa::to_float(j[0]);
+  } else if constexpr (D == 2) {
+    return Isa::fma(Isa::to_float(j[0]), Isa::broadcast(0x1p-8f), Isa::to_float(j[1]));
+  } else {
+    return Isa::fma(Isa::to_float(Isa::shift8_add(j[1], j[0])), Isa::broadcast(0x1p-16f), Isa::to_float(j[2]));
+  }
+}
+
+template <class Isa, int D, int R, int C>
+void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
+  using Int = typename Isa::Int;
+  using Float = typename Isa::Float;
+  const int64_t column = block * kAtomRows;
+  const int64_t block_stride = (p.k + kAtomColumns - 1) / kAtomColumns * kAtomBytes;
+  const uint8_t* weights = p.packed + block * block_stride;
+  const int8_t* digits = p.x_digits + row * p.digit_stride;
+  const auto lanes = [&](int c) { return p.n - column - c * kAtomRows < 16 ? p.n - column - c * kAtomRows : 16; };
+
+  Float y[R][C], partial[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) y[r][c] = partial[r][c] = Isa::broadcast(0.0f);
+
+  for (int64_t g = 0; g < p.n_groups; ++g) {
+    const LinearW4Group& group = p.groups[g];
+    const int64_t at = row * p.n_groups + g;
+    const int64_t parameters = group.weight_group * p.n + column;
+    Int j[R][C][D];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const Int zero = p.zeros ? Isa::load_u8(p.zeros + parameters + c * kAtomRows, lanes(c)) : Isa::broadcast_int(8);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int d = 0; d < D; ++d) {
+          const int32_t sum = -p.x_sums[(at + r * p.n_groups) * D + d];
+          j[r][c][d] = p.zeros ? Isa::scale_int(zero, sum) : Isa::broadcast_int(8 * sum);
+        }
+    }
+    Isa::template dot<R, C, D>(j, weights + group.first_atom * kAtomBytes, block_stride,
+                               digits + group.digit_atom * D * kAtomColumns, p.digit_stride, group.atoms);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const Float scale = Isa::load_f16(p.scales + parameters + c * kAtomRows, lanes(c));
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const Float x_scale = Isa::broadcast(p.x_scales[at + r * p.n_groups]);
+        partial[r][c] = Isa::fma(Isa::mul(combine_digits<Isa, D>(j[r][c]), scale), x_scale, partial[r][c]);
+        if (group.ends_span) {
+          y[r][c] = Isa::add(y[r][c], partial[r][c]);
+          partial[r][c] = Isa::broadcast(0.0f);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) {
+      const int64_t to = column + c * kAtomRows;
+      if (p.bias) y[r][c] = Isa::add(y[r][c], Isa::load(p.bias + to, lanes(c)));
+      Isa::store(p.y + (row + r) * p.n + to, y[r][c], lanes(c));
+    }
+}
+
+template <class Isa, int D, int R>
+void multiply_row_tile(const LinearW4Problem& p, int64_t row, int64_t rows, int64_t block, int64_t block_end) {
+  if constexpr (R > 1) {
+    if (rows < R) return multiply_row_tile<Isa, D, R - 1>(p, row, rows, block, block_end);
+  }
+  constexpr int C = Isa::blocks(R, D);
+  for (; block + C <= block_end; block += C) multiply_tile<Isa, D, R, C>(p, row, block);
+  if constexpr (C > 1) {
+    for (; block < block_end; ++block) multiply_tile<Isa, D, R, 1>(p, row, block);
+  }
+}
+
+template <class Isa, int D>
+void multiply_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
+                   int64_t block_end) {
+  constexpr int64_t kPanel = 4;  // blocks whose weights stay in cache while the rows pass over them
+  for (int64_t block = block_begin; block < block_end; block += kPanel) {
+    const int64_t panel_end = block + kPanel < block_end ? block + kPanel : block_end;
+    for (int64_t row = row_begin; row < row_end; row += Isa::rows(D)) {
+      const int64_t rows = row_end - row < Isa::rows(D) ? row_end - row : Isa::rows(D);
+      multiply_row_tile<Isa, D, Isa::rows(D)>(p, row, rows, block, panel_end);
+    }
+  }
+}
+
+template <class Isa>
+void split_entry(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {
+  if (p.digits == 1) return split_rows<Isa, 1>(p, row_begin, row_end);
+  if (p.digits == 2) return split_rows<Isa, 2>(p, row_begin, row_end);
+  split_rows<Isa, 3>(p, row_begin, row_end);
+}
+
+template <class Isa>
+void multiply_entry(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
+                    int64_t block_end) {
+  if (p.digits == 1) return multiply_rows<Isa, 1>(p, row_begin, row_end, block_begin, block_end);
+  if (p.digits == 2) return multiply_rows<Isa, 2>(p, row_begin, row_end, block_begin, block_end);
+  multiply_rows<Isa, 3>(p, row_begin, row_end, block_begin, block_end);
+}
+
+}  // namespace
+}  // namespace gptq

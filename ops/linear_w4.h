@@ -1,0 +1,81 @@
+// The arithmetic of gptq::linear_w4 and the interface between the operator and its kernels. No torch here: kernels
+// are compiled without it.
+//
+// Every kernel, on every instruction set and device, for every split over threads, rows and columns, computes these
+// bits (the payload of a NaN aside). Float operations are IEEE binary32, rounded to nearest even, denormals kept.
+//
+// 1. Activation groups. Each weight group's columns are cut, from its first, into activation groups of 128 columns;
+//    the last one of a weight group may be shorter.
+// 2. Splitting. For one token and one activation group let a = max|x| and D the number of digits.
+//      s_x = a / 127
+//      t = 2^80 if a < 2^-64, else 1            (keeps the next line finite; x·t is exact)
+//      r = (127·256^(D-1)) / (a·t)
+//      X = round_to_nearest_even((x·t)·r)        (an integer, |X| <= 127·256^(D-1) + 1)
+//      X = Σ_d 256^d · digit_d(x), digit_d in -128..127, the only such digits
+//    so that x ≈ s_x · X / 256^(D-1). A group of zeros has s_x = 0 and X = 0; one that holds a NaN or an infinity has
+//    s_x = NaN and X = 0.
+// 3. Products, exact in i32: J_d = Σ_k q·digit_d - z·Σ_k digit_d, |J_d| <= 128·15·128.
+//      D = 1: v = float(J_0)
+//      D = 2: v = fma(float(J_0), 2^-8, float(J_1))
+//      D = 3: v = fma(float(256·J_1 + J_0), 2^-16, float(J_2))
+// 4. Sums. A span is the activation groups that begin in one range of 1,024 columns [1024·i, 1024·(i+1)).
+//      p = +0; for the activation groups of the span in order: p = fma(v·s_w, s_x, p)
+//      y = +0; for the spans in order: y = y + p; then y = y + bias where there is one
+//    (v·s_w)·s_x and not (v·s_x)·s_w: the first product lies within 2^-40 .. 2^34, so that neither the largest nor the
+//    smallest inputs overflow or underflow where the result does not.
+#pragma once
+
+#include <stdint.h>
+
+namespace gptq {
+
+inline constexpr int64_t kAtomColumns = 8;  // k
+inline constexpr int64_t kAtomRows = 16;    // n
+inline constexpr int64_t kAtomBytes = 64;
+inline constexpr int64_t kActivationGroup = 128;
+inline constexpr int64_t kSpan = 1024;
+
+/// One activation group. Its digits are stored for whole atoms, zero outside [begin, end): where a group boundary
+/// cuts through an atom, both groups read that atom, each with its own digits.
+struct LinearW4Group {
+  int64_t begin;         // first column
+  int64_t end;           // one past the last column
+  int64_t weight_group;  // row of scales and zeros
+  int64_t first_atom;    // of the packed weight
+  int64_t atoms;
+  int64_t digit_atom;  // first atom of the token's digits
+  bool ends_span;
+};
+
+/// One product, as plain pointers. Nothing needs to be aligned beyond its element type.
+struct LinearW4Problem {
+  int64_t m, n, k;
+  int digits;              // 1, 2 or 3
+  const float* x;          // [m, k]
+  const uint8_t* packed;   // [ceil(n/16), ceil(k/8), 64]
+  const uint16_t* scales;  // f16 bits [weight groups, n]
+  const uint8_t* zeros;    // [weight groups, n], or null: 8 everywhere
+  const float* bias;       // [n] or null
+  float* y;                // [m, n]
+  const LinearW4Group* groups;
+  int64_t n_groups;
+
+  // Written by split, read by multiply.
+  int8_t* x_digits;      // [m][digit_stride]; a token is [digit atoms][digits][8]
+  int64_t digit_stride;  // bytes, at least one atom's digits more than a token holds
+  float* x_scales;       // [m, n_groups]: s_x
+  int32_t* x_sums;       // [m, n_groups, digits]: sum of each digit over the group
+};
+
+/// The two steps of one instruction set. Rows are tokens; a block is 16 columns of y.
+struct LinearW4Kernel {
+  void (*split)(const LinearW4Problem& p, int64_t row_begin, int64_t row_end);
+  void (*multiply)(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
+                   int64_t block_end);
+};
+
+extern const LinearW4Kernel kLinearW4Scalar;
+extern const LinearW4Kernel kLinearW4Avx2;
+extern const LinearW4Kernel kLinearW4Avx512vnni;
+
+}  // namespace gptq

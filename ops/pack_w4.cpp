@@ -1,0 +1,194 @@
+#include "gptq/pack_w4.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "linear_w4.h"
+
+namespace gptq {
+namespace {
+
+c10::SymInt ceil_div(const c10::SymInt& a, int64_t b) {
+  return (a + (b - 1)) / b;
+}
+
+// Column k of an atom is bits [4·kNibble[k], 4·kNibble[k] + 4) of its row's dword.
+constexpr int kNibble[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+// Calls function(row, column, byte, shift) for every code of the 16 rows of one block.
+template <class Function>
+void for_each_code(int64_t n, int64_t k, int64_t block, Function function) {
+  const int64_t atoms = (k + kAtomColumns - 1) / kAtomColumns;
+  for (int64_t row = block * kAtomRows; row < std::min((block + 1) * kAtomRows, n); ++row)
+    for (int64_t column = 0; column < k; ++column) {
+      const int64_t atom = block * atoms + column / kAtomColumns;
+      const int nibble = kNibble[column % kAtomColumns];
+      function(row, column, atom * kAtomBytes + 4 * (row % kAtomRows) + nibble / 2, 4 * (nibble % 2));
+    }
+}
+
+template <class Function>
+void for_each_block(int64_t n, int64_t k, Function function) {
+  const int64_t blocks = (n + kAtomRows - 1) / kAtomRows;
+  const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, kAtomRows * k));
+  at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) function(block);
+  });
+}
+
+void check_codes(const at::Tensor& codes) {
+  TORCH_CHECK(codes.scalar_type() == at::kByte, "pack_w4: codes must be Byte, got ", codes.scalar_type());
+  TORCH_CHECK(codes.dim() == 2, "pack_w4: codes must be [N, K], got ", codes.sym_sizes());
+}
+
+void check_packed(const char* op, const at::Tensor& packed, const c10::SymInt& n, const c10::SymInt& k) {
+  TORCH_CHECK(n >= 0 && k >= 0, op, ": n and k must not be negative, got n = ", n, ", k = ", k);
+  TORCH_CHECK(packed.scalar_type() == at::kByte, op, ": packed must be Byte, got ", packed.scalar_type());
+  const c10::SymInt shape[] = {ceil_div(n, kAtomRows), ceil_div(k, kAtomColumns), c10::SymInt(kAtomBytes)};
+  TORCH_CHECK(packed.sym_sizes() == c10::SymIntArrayRef(shape), op,
+              ": packed must be [ceil(N/16), ceil(K/8), 64] = ", c10::SymIntArrayRef(shape), ", got ",
+              packed.sym_sizes());
+}
+
+// Returns the group size that 0 stands for.
+int64_t check_dequantize(const at::Tensor& packed, const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
+                         int64_t k, int64_t group_size) {
+  constexpr const char* kOp = "dequantize_w4";
+  TORCH_CHECK(scales.scalar_type() == at::kHalf, kOp, ": scales must be Half, got ", scales.scalar_type());
+  TORCH_CHECK(scales.dim() == 2, kOp, ": scales must be [n_groups, N], got ", scales.sym_sizes());
+  TORCH_CHECK(group_size >= -1, kOp, ": group_size must be -1, 0 or at least 1, got ", group_size);
+  check_packed(kOp, packed, scales.sym_size(1), k);
+  const c10::SymInt groups = scales.sym_size(0);
+  if (group_size == 0) {
+    TORCH_CHECK(groups == 0 ? k == 0 : k % groups == 0, kOp, ": group_size must be given where k = ", k,
+                " is not a multiple of n_groups = ", groups);
+    group_size = groups == 0 ? 1 : std::max<int64_t>(1, (k / groups).guard_int(__FILE__, __LINE__));
+  } else if (group_size == -1) {
+    group_size = std::max<int64_t>(1, k);
+  }
+  const c10::SymInt shape[] = {c10::SymInt(k == 0 ? 0 : (k - 1) / group_size + 1), scales.sym_size(1)};
+  TORCH_CHECK(scales.sym_sizes() == c10::SymIntArrayRef(shape), kOp,
+              ": scales must be [n_groups, N] = ", c10::SymIntArrayRef(shape), ", got ", scales.sym_sizes());
+  TORCH_CHECK(scales.device() == packed.device(), kOp, ": scales must be on packed's device ", packed.device(),
+              ", got ", scales.device());
+  if (zeros) {
+    TORCH_CHECK(zeros->scalar_type() == at::kByte, kOp, ": zeros must be Byte, got ", zeros->scalar_type());
+    TORCH_CHECK(zeros->sym_sizes() == scales.sym_sizes(), kOp, ": zeros must be [n_groups, N] = ", scales.sym_sizes(),
+                ", got ", zeros->sym_sizes());
+    TORCH_CHECK(zeros->device() == packed.device(), kOp, ": zeros must be on packed's device ", packed.device(),
+                ", got ", zeros->device());
+  }
+  return group_size;
+}
+
+at::Tensor pack_w4_cpu(const at::Tensor& codes) {
+  check_codes(codes);
+  const int64_t n = codes.size(0), k = codes.size(1);
+  const at::Tensor source = codes.contiguous();
+  const uint8_t* from = source.const_data_ptr<uint8_t>();
+  const uint8_t* wrong = std::find_if(from, from + n * k, [](uint8_t code) { return code > 15; });
+  TORCH_CHECK(wrong == from + n * k, "pack_w4: codes must be in 0..15, got ", static_cast<int>(*wrong), " at [",
+              (wrong - from) / k, ", ", (wrong - from) % k, "]");
+  const at::Tensor packed =
+      at::zeros({(n + kAtomRows - 1) / kAtomRows, (k + kAtomColumns - 1) / kAtomColumns, kAtomBytes}, codes.options());
+  uint8_t* to = packed.mutable_data_ptr<uint8_t>();
+  for_each_block(n, k, [&](int64_t block) {
+    for_each_code(n, k, block, [&](int64_t row, int64_t column, int64_t byte, int shift) {
+      to[byte] = static_cast<uint8_t>(to[byte] | (from[row * k + column] << shift));
+    });
+  });
+  return packed;
+}
+
+at::Tensor unpack_w4_cpu(const at::Tensor& packed, int64_t n, int64_t k) {
+  check_packed("unpack_w4", packed, n, k);
+  const at::Tensor source = packed.contiguous();
+  const uint8_t* from = source.const_data_ptr<uint8_t>();
+  const at::Tensor codes = at::empty({n, k}, packed.options());
+  uint8_t* to = codes.mutable_data_ptr<uint8_t>();
+  for_each_block(n, k, [&](int64_t block) {
+    for_each_code(n, k, block, [&](int64_t row, int64_t column, int64_t byte, int shift) {
+      to[row * k + column] = (from[byte] >> shift) & 15;
+    });
+  });
+  return codes;
+}
+
+at::Tensor dequantize_w4_cpu(const at::Tensor& packed, const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
+                             int64_t k, int64_t group_size) {
+  const int64_t width = check_dequantize(packed, scales, zeros, k, group_size);
+  const int64_t n = scales.size(1);
+  const at::Tensor source = packed.contiguous(), scale_table = scales.contiguous();
+  const at::Tensor zero_table = zeros ? zeros->contiguous() : at::Tensor();
+  const uint8_t* from = source.const_data_ptr<uint8_t>();
+  const at::Half* scale = scale_table.const_data_ptr<at::Half>();
+  const uint8_t* zero = zeros ? zero_table.const_data_ptr<uint8_t>() : nullptr;
+  const at::Tensor weight = at::empty({n, k}, packed.options().dtype(at::kFloat));
+  float* to = weight.mutable_data_ptr<float>();
+  for_each_block(n, k, [&](int64_t block) {
+    for_each_code(n, k, block, [&](int64_t row, int64_t column, int64_t byte, int shift) {
+      const int64_t at = column / width * n + row;
+      const int code = (from[byte] >> shift) & 15;
+      to[row * k + column] = static_cast<float>(code - (zero ? zero[at] : 8)) * static_cast<float>(scale[at]);
+    });
+  });
+  return weight;
+}
+
+at::Tensor pack_w4_meta(const at::Tensor& codes) {
+  check_codes(codes);
+  return at::empty_symint(
+      {ceil_div(codes.sym_size(0), kAtomRows), ceil_div(codes.sym_size(1), kAtomColumns), c10::SymInt(kAtomBytes)},
+      codes.options());
+}
+
+at::Tensor unpack_w4_meta(const at::Tensor& packed, int64_t n, int64_t k) {
+  check_packed("unpack_w4", packed, n, k);
+  return at::empty({n, k}, packed.options());
+}
+
+at::Tensor dequantize_w4_meta(const at::Tensor& packed, const at::Tensor& scales,
+                              const std::optional<at::Tensor>& zeros, int64_t k, int64_t group_size) {
+  check_dequantize(packed, scales, zeros, k, group_size);
+  return at::empty_symint({scales.sym_size(1), c10::SymInt(k)}, packed.options().dtype(at::kFloat));
+}
+
+}  // namespace
+
+at::Tensor pack_w4(const at::Tensor& codes) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gptq::pack_w4", "").typed<decltype(pack_w4_cpu)>();
+  return op.call(codes);
+}
+
+at::Tensor unpack_w4(const at::Tensor& packed, int64_t n, int64_t k) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gptq::unpack_w4", "").typed<decltype(unpack_w4_cpu)>();
+  return op.call(packed, n, k);
+}
+
+at::Tensor dequantize_w4(const at::Tensor& packed, const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
+                         int64_t k, int64_t group_size) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gptq::dequantize_w4", "").typed<decltype(dequantize_w4_cpu)>();
+  return op.call(packed, scales, zeros, k, group_size);
+}
+
+TORCH_LIBRARY_IMPL(gptq, CPU, m) {
+  m.impl("pack_w4", pack_w4_cpu);
+  m.impl("unpack_w4", unpack_w4_cpu);
+  m.impl("dequantize_w4", dequantize_w4_cpu);
+}
+
+TORCH_LIBRARY_IMPL(gptq, Meta, m) {
+  m.impl("pack_w4", pack_w4_meta);
+  m.impl("unpack_w4", unpack_w4_meta);
+  m.impl("dequantize_w4", dequantize_w4_meta);
+}
+
+}  // namespace gptq

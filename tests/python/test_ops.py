@@ -1,0 +1,142 @@
+"""The packed operators as Python sees them: opcheck, shapes on the meta device, autograd, the level override."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+LIBRARY = os.environ.get(
+    "GPTQ_LIBRARY", str(pathlib.Path(__file__).resolve().parents[2] / "build" / "lib" / "libgptq.so")
+)
+torch.ops.load_library(LIBRARY)
+ops = torch.ops.gptq
+
+
+def weight(n, k, group_size, zeros=True):
+    groups = 1 if group_size == -1 else -(-k // group_size)
+    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8)
+    scales = (torch.randn(groups, n) * 0.02).half()
+    return codes, scales, torch.randint(0, 16, (groups, n), dtype=torch.uint8) if zeros else None
+
+
+@pytest.mark.parametrize("n,k", [(1, 1), (17, 9), (48, 64)])
+def test_opcheck_pack_and_unpack(n, k):
+    codes, _, _ = weight(n, k, -1)
+    torch.library.opcheck(ops.pack_w4, (codes,))
+    torch.library.opcheck(ops.unpack_w4, (ops.pack_w4(codes), n, k))
+
+
+@pytest.mark.parametrize("group_size", [0, 32, -1, 40])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_opcheck_dequantize(group_size, zeros):
+    codes, scales, zero = weight(17, 96, group_size or 32, zeros)
+    torch.library.opcheck(ops.dequantize_w4, (ops.pack_w4(codes), scales, zero, 96, group_size))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("group_size", [32, -1, 40])
+@pytest.mark.parametrize("shape", [(96,), (3, 96), (2, 3, 96)])
+def test_opcheck_linear(dtype, group_size, shape):
+    codes, scales, zeros = weight(17, 96, group_size)
+    order = torch.randperm(96, dtype=torch.int32)
+    packed = ops.pack_w4(codes)
+    x = torch.randn(shape, dtype=dtype)
+    torch.library.opcheck(ops.linear_w4, (x, packed, scales, zeros, torch.randn(17), order, group_size, "exact"))
+    torch.library.opcheck(ops.linear_w4, (x, packed, scales, None, None, None, group_size, "int8"))
+
+
+def test_opcheck_with_an_input_that_requires_grad():
+    codes, scales, zeros = weight(17, 96, 32)
+    x = torch.randn(3, 96, requires_grad=True)
+    # Backward is not implemented, so only what does not need it is checked.
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops.linear_w4, (x, ops.pack_w4(codes), scales, zeros, None, None, 32), test_utils=utilities)
+
+
+def test_backward_says_that_there_is_none():
+    codes, scales, zeros = weight(17, 96, 32)
+    x = torch.randn(3, 96, requires_grad=True)
+    y = ops.linear_w4(x, ops.pack_w4(codes), scales, zeros, None, None, 32)
+    with pytest.raises(RuntimeError, match="derivative for gptq::linear_w4 is not implemented"):
+        y.sum().backward()
+
+
+def test_meta_device_gives_shapes_and_the_same_errors():
+    codes, scales, zeros = (t.to("meta") for t in weight(17, 100, 32))
+    packed = ops.pack_w4(codes)
+    assert packed.shape == (2, 13, 64) and packed.dtype == torch.uint8
+    assert ops.unpack_w4(packed, 17, 100).shape == (17, 100)
+    assert ops.dequantize_w4(packed, scales, zeros, 100, 32).shape == (17, 100)
+    x = torch.empty(2, 3, 100, dtype=torch.bfloat16, device="meta")
+    y = ops.linear_w4(x, packed, scales, zeros, None, None, 32)
+    assert y.shape == (2, 3, 17) and y.dtype == torch.bfloat16 and y.device.type == "meta"
+    with pytest.raises(RuntimeError, match=r"scales must be \[n_groups, N\] = \[2, 17\], got \[4, 17\]"):
+        ops.linear_w4(x, packed, scales, zeros, None, None, 64)
+
+
+def test_export_with_a_dynamic_batch():
+    codes, scales, zeros = weight(17, 96, 32)
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("packed", ops.pack_w4(codes))
+            self.register_buffer("scales", scales)
+            self.register_buffer("zeros", zeros)
+
+        def forward(self, x):
+            return ops.linear_w4(x, self.packed, self.scales, self.zeros, None, None, 32)
+
+    layer = Layer()
+    program = torch.export.export(layer, (torch.randn(3, 96),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    for m in (1, 2, 11):
+        x = torch.randn(m, 96)
+        assert torch.equal(program.module()(x), layer(x))
+
+
+def test_close_to_dense():
+    codes, scales, zeros = weight(50, 300, 128)
+    packed = ops.pack_w4(codes)
+    w = ops.dequantize_w4(packed, scales, zeros, 300, 128).double()
+    x = torch.randn(5, 300)
+    y = ops.linear_w4(x, packed, scales, zeros, None, None, 128)
+    # 1e-6 of the sum of magnitudes: 3 digits keep 2^-23 of a group's maximum, and 7 roundings of 2^-24 follow.
+    assert ((y - x.double() @ w.T).abs() <= 1e-6 * (x.double().abs() @ w.abs().T + 1)).all()
+
+
+PROBE = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+ops = torch.ops.gptq
+torch.manual_seed(0)
+codes = torch.randint(0, 16, (35, 300), dtype=torch.uint8)
+scales = (torch.randn(3, 35) * 0.02).half()
+y = ops.linear_w4(torch.randn(5, 300), ops.pack_w4(codes), scales, None, None, None, 128)
+print(y.numpy().tobytes().hex())
+"""
+
+
+def probe(level):
+    environment = dict(os.environ)
+    environment.pop("GPTQ_CPU_ISA", None)
+    if level is not None:
+        environment["GPTQ_CPU_ISA"] = level
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, LIBRARY], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_forced_level_gives_the_same_bits():
+    expected, forced = probe(None), probe("scalar")
+    assert expected.returncode == 0 and forced.returncode == 0, forced.stderr
+    assert forced.stdout == expected.stdout
+
+
+def test_unknown_level_throws_and_lists_the_levels():
+    result = probe("sse9")
+    assert result.returncode != 0
+    assert "GPTQ_CPU_ISA must be one of " in result.stderr
+    assert "scalar), got sse9" in result.stderr
