@@ -48,15 +48,24 @@ void check_replaceable(const std::string& path) {
   TORCH_CHECK(fs::is_directory(status), path, ": output must be a folder, is a file");
   const bool empty = fs::is_empty(path, error);
   TORCH_CHECK(!error, path, ": cannot be read: ", error.message());
-  TORCH_CHECK(empty || fs::exists(fs::path(path) / "config.json"), path,
+  TORCH_CHECK(empty || fs::exists(fs::path(path) / "config.json", error), path,
               ": output folder must be new, empty or an earlier model folder (with config.json); it holds other files");
 }
 
 }  // namespace
 
-AtomicFile::AtomicFile(const std::string& path) : path_(normalised(path)), temporary_(sibling_of(path_, "tmp")) {
-  TORCH_CHECK(!fs::is_directory(path_), path, ": output must be a file, is a folder");
-  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+AtomicFile::AtomicFile(const std::string& path) {
+  std::error_code ignored;
+  const auto status = fs::status(path, ignored);
+  TORCH_CHECK(!fs::is_directory(status), path, ": output must be a file, is a folder");
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    path_ = path;
+    descriptor_ = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  } else {
+    path_ = normalised(path);
+    temporary_ = sibling_of(path_, "tmp");
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  }
   TORCH_CHECK(descriptor_ >= 0, path, ": cannot be written: ", std::strerror(errno));
 }
 
@@ -79,6 +88,7 @@ void AtomicFile::write(const void* data, uint64_t size) {
 void AtomicFile::commit() {
   const int closed = close(std::exchange(descriptor_, -1));
   TORCH_CHECK(closed == 0, path_, ": cannot be written: ", std::strerror(errno));
+  if (temporary_.empty()) return;
   TORCH_CHECK(std::rename(temporary_.c_str(), path_.c_str()) == 0, path_,
               ": cannot be written: ", std::strerror(errno));
   temporary_.clear();
@@ -99,7 +109,8 @@ AtomicFolder::~AtomicFolder() {
 void AtomicFolder::commit() {
   check_replaceable(path_);
   std::string replaced;
-  if (fs::exists(path_)) {
+  std::error_code ignored;
+  if (fs::exists(path_, ignored)) {
     replaced = sibling_of(path_, "old");
     TORCH_CHECK(std::rename(path_.c_str(), replaced.c_str()) == 0, path_,
                 ": cannot be replaced: ", std::strerror(errno));
@@ -111,7 +122,6 @@ void AtomicFolder::commit() {
                 restored ? "" : "; what it held is in " + replaced);
   }
   temporary_.clear();
-  std::error_code ignored;
   if (!replaced.empty()) fs::remove_all(replaced, ignored);
 }
 

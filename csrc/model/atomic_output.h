@@ -6,7 +6,7 @@
 namespace gptq {
 
 /// A file that appears under its name complete or not at all: it is written to a temporary sibling, which commit()
-/// renames and the destructor otherwise removes.
+/// renames and the destructor otherwise removes. A device or pipe (/dev/stdout) is written to as it is.
 class AtomicFile {
  public:
   /// @throws c10::Error "<path>: reason" when the sibling cannot be created
@@ -19,8 +19,6 @@ class AtomicFile {
   void write(const void* data, uint64_t size);
   /// Closes the file and gives it its name, in place of a file of that name.
   void commit();
-  /// The temporary sibling.
-  const std::string& temporary() const { return temporary_; }
 
  private:
   std::string path_;

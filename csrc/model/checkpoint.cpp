@@ -34,7 +34,8 @@ std::string first_line(const std::string& text) {
 
 LoadedModel load_folder(const std::string& path) {
   const std::string config_path = (fs::path(path) / "config.json").string();
-  TORCH_CHECK(fs::exists(config_path), path, ": must hold config.json");
+  std::error_code ignored;
+  TORCH_CHECK(fs::exists(config_path, ignored), path, ": must hold config.json");
   LoadedModel result;
   result.kind = ModelKind::kHuggingFace;
   result.source = path;
@@ -110,7 +111,7 @@ NamedTensors gather_tensors(const std::string& source, const std::map<std::strin
   return tensors;
 }
 
-// Layers quantized earlier stay listed, so that quantizing in two steps works.
+// Layers quantized earlier stay as they are described, so that quantizing in two steps works.
 Json quantization_entry(const Json& previous, const std::map<std::string, QuantizedTensors>& replaced,
                         const Json& settings) {
   Json entry = settings.is_object() ? settings : Json::object();
@@ -118,9 +119,9 @@ Json quantization_entry(const Json& previous, const std::map<std::string, Quanti
   entry["quant_method"] = "libgptq";
   entry["format"] = "w4";
   entry["version"] = 1;
-  entry["bits"] = first.bits;
-  entry["group_size"] = first.group_size;
-  Json modules = previous.is_object() ? previous.value("modules", Json::object()) : Json::object();
+  entry["bits"] = previous.contains("bits") ? previous["bits"] : Json(first.bits);
+  entry["group_size"] = previous.contains("group_size") ? previous["group_size"] : Json(first.group_size);
+  Json modules = previous.contains("modules") ? previous["modules"] : Json::object();
   for (const auto& [path, quantized] : replaced) {
     modules[path] = {{"bits", quantized.bits}, {"group_size", quantized.group_size}};
   }

@@ -32,8 +32,9 @@ class Fields {
   void size(const char* name, int64_t& target, int64_t maximum = kMaxSize) const {
     const Json* value = find(name);
     if (value == nullptr) return;
-    const auto in_range = [&] { return value->get<uint64_t>() >= 1 && value->get<uint64_t>() <= uint64_t(maximum); };
-    if (!value->is_number_unsigned() || !in_range()) fail(name, "an integer in 1.." + std::to_string(maximum), *value);
+    const bool in_range = value->is_number_unsigned() ? value->get<uint64_t>() <= static_cast<uint64_t>(maximum)
+                                                      : value->is_number_integer() && value->get<int64_t>() <= maximum;
+    if (!in_range || value->get<int64_t>() < 1) fail(name, "an integer in 1.." + std::to_string(maximum), *value);
     target = value->get<int64_t>();
   }
 

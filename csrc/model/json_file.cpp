@@ -39,6 +39,8 @@ Json parse_json_object(std::string_view text, const std::string& source, uint64_
     return result;
   } catch (const Json::parse_error& error) {
     TORCH_CHECK(false, source, ": offset ", base_offset + (error.byte > 0 ? error.byte - 1 : 0), ": not valid JSON");
+  } catch (const Json::exception& error) {
+    TORCH_CHECK(false, source, ": offset ", base_offset, ": JSON has a value out of range");
   }
 }
 

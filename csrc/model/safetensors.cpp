@@ -164,6 +164,9 @@ at::Tensor SafetensorsFile::tensor(const std::string& name) const {
   const Entry& entry = found->second;
   std::byte* data = file_->data() + entry.begin;
   const uint64_t alignment = c10::elementSize(entry.dtype);
+  if (entry.dtype == at::kBool) {  // a byte other than 0 and 1 is no bool
+    return at::from_blob(data, entry.shape, at::kByte).ne(0);
+  }
   if (entry.bytes == 0) return at::empty(entry.shape, entry.dtype);
   if (reinterpret_cast<uintptr_t>(data) % alignment != 0) {
     at::Tensor copy = at::empty(entry.shape, entry.dtype);
