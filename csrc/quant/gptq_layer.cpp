@@ -1,4 +1,5 @@
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 #include <gptq/gptq_layer.h>
@@ -42,7 +43,7 @@ void GPTQLayer::add_batch(const at::Tensor& input) {
     return;
   }
   // Off the diagonal a Gram matrix is nowhere larger than on it.
-  at::Tensor squares = rows.to(at::kDouble).square_().sum(0);
+  at::Tensor squares = at::linalg_vector_norm(rows, 2, at::IntArrayRef{0}, false, at::kDouble).square_();
   if (!squares.isfinite().all().item<bool>()) {
     const int64_t bad = rows.numel() - rows.isfinite().sum().item<int64_t>();
     TORCH_CHECK(false, "add_batch: input must be finite in float32, got ", bad, " NaN or Inf values of ", rows.numel());

@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Half.h>
 
@@ -15,19 +14,20 @@ namespace {
 constexpr float kSmallestHalf = 5.9604644775390625e-8f;  // 2^-24
 
 struct Range {
-  double lo = 0;
-  double hi = 0;
-
-  void include(double value) {
-    lo = std::min(lo, value);
-    hi = std::max(hi, value);
-  }
+  double lo;
+  double hi;
 };
 
-// [N, n_groups or K] in column order of the weight, from [n_groups, N].
-at::Tensor per_column(const at::Tensor& per_group, int64_t k, int64_t group_size) {
-  const at::Tensor group = at::arange(k, at::kLong).div(group_size, "floor");
-  return per_group.t().index_select(1, group);
+// Calls body(row, group, first column, number of columns) for every group of every row, in parallel over rows.
+template <typename Body>
+void for_each_group(int64_t n, int64_t k, int64_t group_size, const Body& body) {
+  at::parallel_for(0, n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t first = 0, group = 0; first < k; first += group_size, ++group) {
+        body(row, group, first, std::min(group_size, k - first));
+      }
+    }
+  });
 }
 
 template <typename T>
@@ -44,14 +44,46 @@ template <typename T>
 void fill_grid(const T* weight, int64_t n, int64_t k, Grid& grid) {
   auto* scales = grid.scales.data_ptr<c10::Half>();
   auto* zeros = grid.zeros.data_ptr<uint8_t>();
-  at::parallel_for(0, n, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t start = 0, group = 0; start < k; start += grid.group_size, ++group) {
-        const Range range = range_of(weight + row * k + start, std::min(grid.group_size, k - start));
-        const GridPoint point = minmax_grid_point(range.lo, range.hi, grid.rule);
-        scales[group * n + row] = c10::Half(point.scale);
-        zeros[group * n + row] = point.zero;
-      }
+  for_each_group(n, k, grid.group_size, [&](int64_t row, int64_t group, int64_t first, int64_t count) {
+    const Range range = range_of(weight + row * k + first, count);
+    const GridPoint point = minmax_grid_point(range.lo, range.hi, grid.rule);
+    scales[group * n + row] = c10::Half(point.scale);
+    zeros[group * n + row] = point.zero;
+  });
+}
+
+template <typename T>
+void fill_codes(const T* weight, int64_t n, int64_t k, const Grid& grid, uint8_t* codes) {
+  // Adding and subtracting it rounds to integer, half to even, and unlike nearbyint it vectorises everywhere.
+  constexpr T rounder = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^23, 1.5 * 2^52
+  const auto* scales = grid.scales.const_data_ptr<c10::Half>();
+  const auto* zeros = grid.zeros.const_data_ptr<uint8_t>();
+  for_each_group(n, k, grid.group_size, [&](int64_t row, int64_t group, int64_t first, int64_t count) {
+    const T scale = static_cast<float>(scales[group * n + row]), zero = zeros[group * n + row];
+    const T least = -zero, most = static_cast<T>(grid.rule.max_code()) - zero;
+    const T* values = weight + row * k + first;
+    uint8_t* out = codes + row * k + first;
+    for (int64_t i = 0; i < count; ++i) {
+      T level = values[i] / scale;
+      level = level > least ? level : least;
+      level = level < most ? level : most;
+      out[i] = static_cast<uint8_t>(static_cast<int32_t>((level + rounder) - rounder + zero));
+    }
+  });
+}
+
+template <typename T>
+void fill_values(const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& zeros, int64_t group_size,
+                 T* values) {
+  const int64_t n = codes.size(0), k = codes.size(1);
+  const auto* code = codes.const_data_ptr<uint8_t>();
+  const auto* scale = scales.const_data_ptr<c10::Half>();
+  const auto* zero = zeros.const_data_ptr<uint8_t>();
+  for_each_group(n, k, group_size, [&](int64_t row, int64_t group, int64_t first, int64_t count) {
+    const T step = static_cast<float>(scale[group * n + row]);
+    const int32_t shift = zero[group * n + row];
+    for (int64_t i = row * k + first; i < row * k + first + count; ++i) {
+      values[i] = static_cast<T>(code[i] - shift) * step;
     }
   });
 }
@@ -93,18 +125,21 @@ Grid minmax_grid(const at::Tensor& weight, const Plan& plan) {
 }
 
 at::Tensor round_to_grid(const at::Tensor& weight, const Grid& grid) {
-  const int64_t k = weight.size(1);
-  const at::Tensor zeros = per_column(grid.zeros, k, grid.group_size);
-  at::Tensor codes = weight.div(per_column(grid.scales, k, grid.group_size).to(weight.scalar_type()));
-  return codes.round_().add_(zeros).clamp_(0, grid.rule.max_code()).to(at::kByte);
+  at::Tensor codes = at::empty(weight.sizes(), at::kByte);
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "round_to_grid", [&] {
+    fill_codes(weight.const_data_ptr<scalar_t>(), weight.size(0), weight.size(1), grid, codes.data_ptr<uint8_t>());
+  });
+  return codes;
 }
 
 at::Tensor dequantize_codes(const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& zeros,
                             int64_t group_size, at::ScalarType dtype) {
-  const int64_t k = codes.size(1);
-  const int64_t columns = group_size == -1 ? k : group_size;
-  at::Tensor values = codes.to(dtype).sub_(per_column(zeros, k, columns));
-  return values.mul_(per_column(scales, k, columns));
+  at::Tensor values = at::empty(codes.sizes(), dtype);
+  AT_DISPATCH_FLOATING_TYPES(dtype, "dequantize_codes", [&] {
+    fill_values(codes.contiguous(), scales.contiguous(), zeros.contiguous(),
+                group_size == -1 ? codes.size(1) : group_size, values.data_ptr<scalar_t>());
+  });
+  return values;
 }
 
 }  // namespace gptq

@@ -27,9 +27,10 @@ GridPoint minmax_grid_point(double lo, double hi, const GridRule& rule);
 Grid minmax_grid(const at::Tensor& weight, const Plan& plan);
 
 /// Codes u8 [N, K] nearest to the weight, half to even.
+/// @param weight f32 or f64 [N, K], contiguous
 at::Tensor round_to_grid(const at::Tensor& weight, const Grid& grid);
 
-/// (code - zero) * scale, [N, K] in the given dtype.
+/// (code - zero) * scale, [N, K] in the given dtype, f32 or f64.
 at::Tensor dequantize_codes(const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& zeros,
                             int64_t group_size, at::ScalarType dtype);
 

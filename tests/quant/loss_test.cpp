@@ -22,6 +22,17 @@ TEST(Loss, EqualsTheReferenceAndTheErrorOnRealInputs) {
   }
 }
 
+TEST(Loss, ColumnsInBlocks) {
+  for (const int64_t k : {255, 256, 257, 513}) {  // around blocks of 256 columns
+    const test::RandomLayer layer = test::random_layer(3, k, 52);
+    const double expected =
+        reference::quadratic_form(reference::Matrix(layer.weight), reference::Matrix(layer.hessian));
+    EXPECT_NEAR(quadratic_form(layer.weight, layer.hessian), expected,
+                1.2e-16 * static_cast<double>(3 * k * k) * expected)
+        << k;
+  }
+}
+
 TEST(Loss, IsNotNegative) {
   const at::Tensor rows = at::tensor({1.0f, -1.0f}).view({1, 2});
   EXPECT_EQ(quadratic_form(rows, at::tensor({1.0f, 1.0000001f, 1.0000001f, 1.0f}).view({2, 2})), 0);
