@@ -1,14 +1,16 @@
-#include "tools/tokenize.h"
-
 #include <algorithm>
 #include <cstdint>
+#include <iostream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "model/tokenizer.h"
+#include "tools/commands.h"
 
-namespace gptq {
+namespace gptq::tools {
 namespace {
 
 nlohmann::json answer(const Tokenizer& tokenizer, const std::string& line) {
@@ -21,9 +23,8 @@ nlohmann::json answer(const Tokenizer& tokenizer, const std::string& line) {
   throw std::runtime_error("must hold a JSON string or a JSON list of ids");
 }
 
-}  // namespace
-
-int tokenize_command(const std::string& folder, std::istream& in, std::ostream& out) {
+// A line of `in` holds a JSON string, answered with the list of its ids, or a list of ids, answered with their text.
+void tokenize(const std::string& folder, std::istream& in, std::ostream& out) {
   const Tokenizer tokenizer = Tokenizer::load(folder);
   std::string line;
   for (size_t number = 1; std::getline(in, line); ++number) {
@@ -34,7 +35,16 @@ int tokenize_command(const std::string& folder, std::istream& in, std::ostream& 
     }
   }
   if (!out.flush()) throw std::runtime_error("standard output: cannot be written");
-  return 0;
 }
 
-}  // namespace gptq
+}  // namespace
+
+void add_tokenize_command(CLI::App& app) {
+  const auto folder = std::make_shared<std::string>();
+  CLI::App* sub = app.add_subcommand(
+      "tokenize", "Encode the JSON strings and decode the JSON lists of ids on the lines of standard input");
+  sub->add_option("MODEL", *folder, "Folder with tokenizer.json or vocab.json and merges.txt")->required();
+  sub->callback([folder] { tokenize(*folder, std::cin, std::cout); });
+}
+
+}  // namespace gptq::tools
