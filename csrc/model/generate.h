@@ -11,11 +11,11 @@ namespace gptq {
 
 struct GenerateOptions {
   int64_t max_new_tokens = 64;
-  std::vector<int64_t> eos_token_ids;     ///< the first of these that comes up is the last token
-  std::optional<int64_t> context_length;  ///< prompt and new tokens together stay within it
-  double temperature = 0;                 ///< 0: greedy, the first of the most likely tokens
-  int64_t top_k = 0;                      ///< with a temperature, draw from this many; 0: from all
-  uint64_t seed = 0;                      ///< of the draws
+  std::vector<int64_t> eos_token_ids = {};               ///< the first of these that comes up is the last token
+  std::optional<int64_t> context_length = std::nullopt;  ///< prompt and new tokens together stay within it
+  double temperature = 0;                                ///< 0: greedy, the first of the most likely tokens
+  int64_t top_k = 0;                                     ///< with a temperature, draw from this many; 0: from all
+  uint64_t seed = 0;                                     ///< of the draws
 };
 
 /// Continues a prompt.

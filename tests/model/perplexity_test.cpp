@@ -128,7 +128,7 @@ TEST(Perplexity, Errors) {
   auto infinite = scripted("    return torch.one_hot(x, 53) * 1e39\n");
   EXPECT_ERROR(evaluate(infinite, ids, {.window = 8}), "logits must be finite");
   auto narrow = scripted("    return torch.one_hot(x, 54) * 1.0\n");
-  EXPECT_ERROR(evaluate(module, ids, {.window = 8}, &narrow), "must have one vocabulary, got 53 and 54");
+  EXPECT_ERROR(evaluate(module, ids, {.window = 8}, &narrow), "must have one vocabulary, got 54 and 53");
 }
 
 }  // namespace

@@ -68,7 +68,9 @@ TEST(Safetensors, MisalignedDataIsCopied) {
   const float value = 1.5f;
   const std::string header = R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
                              R"("b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})";
-  folder.write("x.safetensors", file_bytes(header, "x" + std::string(reinterpret_cast<const char*>(&value), 4)));
+  std::string data = "x";
+  data.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  folder.write("x.safetensors", file_bytes(header, data));
   const at::Tensor tensor = SafetensorsFile::open(folder.path("x.safetensors")).tensor("b");
   EXPECT_EQ(tensor.item<float>(), value);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % alignof(float), 0u);

@@ -213,7 +213,9 @@ TEST(QuantizeModule, WritesOtherBitsBackDequantized) {
     const at::NoGradGuard no_grad;
     const at::Tensor a = at::addmm(bias_of(model, "a"), x.view({-1, 7}), quantized.layers[0].dequantized);
     const at::Tensor expected = at::linear(a.view({1, 4, 5}), quantized.layers[1].dequantized, bias_of(model, "b"));
-    EXPECT_TRUE(at::equal(run(quantized.module, x), expected));
+    // TorchScript may run the products in another order: a sum of K terms then differs by at most K roundings of terms
+    // whose sum is below 100 here.
+    EXPECT_LT((run(quantized.module, x) - expected).abs().max().item<float>(), 7 * 100 * 6e-8);
   }
 }
 
@@ -264,7 +266,7 @@ TEST(QuantizeModule, NamesTheLayerThatIsAtFault) {
 
 TEST(QuantizeModule, RefusesAModuleInTrainingMode) {
   torch::jit::Module model = linear(8, 8, 1);
-  model.train();
+  model.register_attribute("training", c10::BoolType::get(), true);
   EXPECT_THROW(quantize_module(model, calibration_inputs(1, {5, 8}, 3), {}), c10::Error);
 }
 
