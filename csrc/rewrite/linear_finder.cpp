@@ -2,6 +2,7 @@
 
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/passes/lower_tuples.h>
 
 #include <sstream>
 #include <string_view>
@@ -121,6 +122,8 @@ std::shared_ptr<Graph> flatten_forward(const torch::jit::Module& module) {
               module.type()->repr_str());
   auto graph = method->graph()->copy();
   torch::jit::Inline(*graph);
+  // A tuple that a block of layers returns would keep all its parts alive for as long as one of them is needed.
+  torch::jit::LowerSimpleTuples(graph);
   return graph;
 }
 

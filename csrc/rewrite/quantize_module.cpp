@@ -52,7 +52,8 @@ std::vector<LinearInfo> find_packed_linears(const torch::jit::Module& module) {
 QuantizedModule quantize_module(const torch::jit::Module& module,
                                 const std::vector<std::vector<c10::IValue>>& calibration,
                                 const QuantizeModuleOptions& options) {
-  TORCH_CHECK(!module.attr("training", false).toBool(), "quantize_module: module must be in eval mode, got one in training mode");
+  TORCH_CHECK(!module.attr("training", false).toBool(),
+              "quantize_module: module must be in eval mode, got one in training mode");
   TORCH_CHECK(!calibration.empty() || options.quantize.mode == "rtn",
               "quantize_module: calibration must hold at least one input in mode \"", options.quantize.mode,
               "\", got none");

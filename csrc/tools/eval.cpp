@@ -20,7 +20,7 @@ struct EvalCommand {
 
 void EvalCommand::run() const {
   LoadedModel model = input.load();
-  const std::vector<int64_t> ids = read_tokens(text, input.load_tokenizer(), "evaluation");
+  const std::vector<int64_t> ids = windows.read(text, model, input.load_tokenizer());
   const EvaluationOptions options = windows.resolve(model);
   std::vector<torch::jit::Module> models{model.module};
   if (!reference.empty()) {

@@ -41,6 +41,19 @@ void WindowInput::add_to(CLI::App& command) {
   command.add_option("--stride", stride, "Tokens from one window's start to the next")
       ->default_str("the window: no overlap")
       ->check(CLI::PositiveNumber);
+  command.add_option("--max-tokens", max_tokens, "Score only the first tokens of the text")
+      ->default_str("the whole text")
+      ->check(CLI::PositiveNumber);
+}
+
+std::vector<int64_t> WindowInput::read(const std::string& path, const LoadedModel& model,
+                                       const Tokenizer& tokenizer) const {
+  std::vector<int64_t> ids = read_tokens(path, tokenizer, "evaluation");
+  if (max_tokens > 0 && ids.size() > static_cast<size_t>(max_tokens)) {
+    ids.resize(static_cast<size_t>(max_tokens));
+  }
+  check_evaluation(ids, resolve(model));
+  return ids;
 }
 
 EvaluationOptions WindowInput::resolve(const LoadedModel& model) const {

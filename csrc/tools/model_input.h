@@ -25,12 +25,15 @@ struct ModelInput {
 
 /// How a text is cut into windows for scoring.
 struct WindowInput {
-  int64_t window = 0;  ///< 0: as long as the model's context
-  int64_t stride = 0;  ///< 0: window
+  int64_t window = 0;      ///< 0: as long as the model's context
+  int64_t stride = 0;      ///< 0: window
+  int64_t max_tokens = 0;  ///< 0: the whole text
 
-  /// Adds --window and --stride.
+  /// Adds --window, --stride and --max-tokens.
   void add_to(CLI::App& command);
   EvaluationOptions resolve(const LoadedModel& model) const;
+  /// The tokens of the text to score. Throws what evaluate would throw for them.
+  std::vector<int64_t> read(const std::string& path, const LoadedModel& model, const Tokenizer& tokenizer) const;
 };
 
 /// The tokens of a text file. `role` names the file in errors ("calibration").

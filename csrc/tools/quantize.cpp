@@ -152,11 +152,7 @@ void QuantizeCommand::run() {
   JsonOutput report(json);
   const Tokenizer tokenizer = input.load_tokenizer();
   const auto inputs = calibration_inputs(model, tokenizer);
-  std::vector<int64_t> eval_ids;
-  if (!eval.empty()) {
-    eval_ids = read_tokens(eval, tokenizer, "evaluation");
-    check_evaluation(eval_ids, windows.resolve(model));
-  }
+  const std::vector<int64_t> eval_ids = eval.empty() ? std::vector<int64_t>() : windows.read(eval, model, tokenizer);
 
   QuantizeSummary summary;
   const auto quantize_start = Clock::now();
