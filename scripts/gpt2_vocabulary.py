@@ -9,6 +9,7 @@ leave of its bytes.
 
 import base64
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def last_merge(token, ranks):
     """The two parts of a token before its last merge."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        pair_ranks = [ranks.get(left + right, len(ranks)) for left, right in zip(parts, parts[1:])]
+        pair_ranks = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
         at = pair_ranks.index(min(pair_ranks))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts

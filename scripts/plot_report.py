@@ -28,7 +28,8 @@ def draw_divergence(axes, report):
         axes.text(value, bar.get_y() + bar.get_height() / 2, text, va="center", fontsize=9)
     axes.set_xlim(0, 1.9 * max(values))
     axes.invert_yaxis()
-    axes.set_title(f"KL divergence from the float model (perplexity {report['perplexity']['baseline']:.3f})", fontsize=10)
+    baseline = report["perplexity"]["baseline"]
+    axes.set_title(f"KL divergence from the float model (perplexity {baseline:.3f})", fontsize=10)
     axes.set_xlabel("nats per token")
 
 

@@ -35,10 +35,10 @@ pipeline_tag: text-generation
 # A small GPT-2 trained on the Python standard library
 
 The demo and test model of libgptq: GPT-2 architecture, {parameters:,} parameters ({layers} layers, width {width},
-{heads} heads, {positions} positions, {vocabulary} tokens). Trained from scratch by `scripts/train_demo_model.py` for
-{minutes:.0f} minutes on {threads} CPU cores ({steps} steps of {batch_tokens} tokens, {epochs:.2f} passes) on the sources and
-documentation of Python {python}'s standard library; one file in {share} was held out. Held-out perplexity at the end, on
-non-overlapping windows of {positions} tokens: {perplexity:.3f} ({scored} tokens scored).
+{heads} heads, {positions} positions, {vocabulary} tokens). `scripts/train_demo_model.py` trained it from scratch for
+{minutes:.0f} minutes on {threads} CPU cores ({steps} steps of {batch_tokens} tokens, {epochs:.2f} passes) on the
+sources and documentation of Python {python}'s standard library; one file in {share} was held out. Held-out perplexity
+at the end, on non-overlapping windows of {positions} tokens: {perplexity:.3f} ({scored} tokens scored).
 
 It knows how Python code looks and nothing else. It is there so that perplexity, KL divergence and generated text
 mean something where no hub can be reached.

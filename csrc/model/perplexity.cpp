@@ -118,8 +118,8 @@ std::vector<Evaluation> evaluate(std::vector<torch::jit::Module> models, const s
       at::Tensor reference;
       for (size_t m = 0; m < models.size(); ++m) {
         const at::Tensor logits = forward_logits(models[m], input)[0].slice(0, first - 1 - begin, end - 1 - begin);
-        TORCH_CHECK(m == 0 || reference.size(1) == logits.size(1),
-                    "evaluate: models must have one vocabulary, got ", reference.size(1), " and ", logits.size(1));
+        TORCH_CHECK(m == 0 || reference.size(1) == logits.size(1), "evaluate: models must have one vocabulary, got ",
+                    reference.size(1), " and ", logits.size(1));
         add_scores(logits, reference, all.slice(0, first, end), sums[m]);
         if (m == 0) reference = logits;
       }
@@ -128,6 +128,7 @@ std::vector<Evaluation> evaluate(std::vector<torch::jit::Module> models, const s
     if (progress) progress(i + 1, windows);
   }
   std::vector<Evaluation> results;
+  results.reserve(models.size());
   for (size_t m = 0; m < models.size(); ++m) {
     results.push_back(finished(sums[m], m > 0));
   }

@@ -142,6 +142,7 @@ void SafetensorsFile::add_entry(const std::string& name, const Json& value, uint
 
 void SafetensorsFile::check_layout(uint64_t data_begin) const {
   std::vector<std::pair<const std::string*, const Entry*>> ordered;
+  ordered.reserve(entries_.size());
   for (const auto& [name, entry] : entries_) ordered.emplace_back(&name, &entry);
   std::sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
     return std::pair(a.second->begin, a.second->bytes) < std::pair(b.second->begin, b.second->bytes);
@@ -218,6 +219,7 @@ void TensorStore::open_shards(const std::string& folder) {
 
 std::vector<std::string> TensorStore::names() const {
   std::vector<std::string> result;
+  result.reserve(file_of_.size());
   for (const auto& [name, file] : file_of_) result.push_back(name);
   return result;
 }

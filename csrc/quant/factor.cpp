@@ -1,5 +1,6 @@
 #include "quant/factor.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/ones_like.h>

@@ -58,8 +58,8 @@ struct Stream {
 
 /// The tensor that an input is a reshaped view of.
 const Value* viewed(const Value* value) {
-  static const c10::Symbol kViews[] = {c10::aten::view, c10::aten::reshape, c10::aten::contiguous, c10::aten::flatten};
-  while (std::find(std::begin(kViews), std::end(kViews), value->node()->kind()) != std::end(kViews)) {
+  static const c10::Symbol views[] = {c10::aten::view, c10::aten::reshape, c10::aten::contiguous, c10::aten::flatten};
+  while (std::find(std::begin(views), std::end(views), value->node()->kind()) != std::end(views)) {
     value = value->node()->input(0);
   }
   return value;

@@ -38,8 +38,8 @@ std::vector<LinearInfo> find_packed_linears(const torch::jit::Module& module) {
   const auto graph = rewrite::flatten_forward(module);
   std::vector<LinearInfo> found;
   rewrite::for_each_node(graph->block(), [&](torch::jit::Node* node) {
-    static const auto kLinearW4 = c10::Symbol::fromQualString("gptq::linear_w4");
-    const auto path = node->kind() == kLinearW4 ? rewrite::attribute_path(node->input(1)) : std::nullopt;
+    static const auto linear_w4 = c10::Symbol::fromQualString("gptq::linear_w4");
+    const auto path = node->kind() == linear_w4 ? rewrite::attribute_path(node->input(1)) : std::nullopt;
     if (path) {
       const at::Tensor packed = rewrite::attribute_at(module, *path).toTensor();
       const at::Tensor scales = rewrite::attribute_at(module, *rewrite::attribute_path(node->input(2))).toTensor();

@@ -48,20 +48,20 @@ struct QuantizedModule {
   std::vector<QuantizedLinear> layers;  ///< in the order of execution
 };
 
-/// The linears of module.forward in the order of execution, found by what they compute: aten::linear, or aten::addmm, mm
-/// and matmul with a two-dimensional weight of the module.
+/// The linears of module.forward in the order of execution, found by what they compute: aten::linear, or aten::addmm,
+/// mm and matmul with a two-dimensional weight of the module.
 std::vector<LinearInfo> find_linears(const torch::jit::Module& module);
 
-/// The gptq::linear_w4 computations of module.forward in the order of execution. in_features is rounded up to a multiple
-/// of 8, since the packed weight does not tell more.
+/// The gptq::linear_w4 computations of module.forward in the order of execution. in_features is rounded up to a
+/// multiple of 8, since the packed weight does not tell more.
 std::vector<LinearInfo> find_packed_linears(const torch::jit::Module& module);
 
 /// Quantizes the linears of a TorchScript module and puts gptq::linear_w4 in their place (4 bits; with other bits the
 /// dequantized weight replaces the float one).
 ///
 /// Layer by layer in the order of execution, each calibrated on what the already quantized layers before it give
-/// (true-sequential). Two streams of activations are carried along, the float model's and the quantized model's, one set
-/// of live values for each calibration input.
+/// (true-sequential). Two streams of activations are carried along, the float model's and the quantized model's, one
+/// set of live values for each calibration input.
 ///
 /// @param module in eval mode; not changed. Its forward is inlined; a weight may be used by several linears.
 /// @param calibration argument lists for forward; may be empty only in mode "rtn"

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Threads that spin while they wait slow each other down manyfold on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

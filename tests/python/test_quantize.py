@@ -4,7 +4,6 @@ import copy
 import io
 import os
 import pathlib
-import typing
 
 import pytest
 import torch
@@ -70,7 +69,7 @@ def test_operator_equals_the_layer():
     gathered.add_batch(random(200, 128))
     expected = gathered.quantize(3, 64, False)
     result = torch.ops.gptq.quantize_weight(layer.weight, gathered.hessian(), 3, 64, False)
-    for a, b in zip(result[:3], expected[:3]):
+    for a, b in zip(result[:3], expected[:3], strict=True):
         assert torch.equal(a, b)
     assert result[3] == expected[3]
     assert set(result[3]) == {
@@ -102,7 +101,7 @@ def test_conv1d_square():
 
 def test_script():
     @torch.jit.script
-    def quantize(weight: torch.Tensor, x: torch.Tensor) -> typing.Tuple[torch.Tensor, float, int]:
+    def quantize(weight: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, float, int]:
         layer = torch.classes.gptq.GPTQLayer(weight)
         layer.add_batch(x)
         codes, scales, zeros, report = layer.quantize(bits=4, group_size=16)

@@ -18,7 +18,8 @@ DEMO_MODEL = REPOSITORY / "tests" / "data" / "demo_gpt2"
 LAST_CODE_POINT = 0x10FFFF
 
 FRAGMENTS = [
-    *"the quick brown fox I'm you're we've he'll she'd it's don't 'S 'LL ''ll 's's ' '' I’m".split(" "),
+    *["the", "quick", "brown", "fox", "I'm", "you're", "we've", "he'll", "she'd", "it's", "don't"],
+    *["'S", "'LL", "''ll", "'s's", "'", "''", "I’m"],
     *[
         "def f(x):\n    return x**2\n",
         "for (int i = 0; i < n; ++i) {\n\t\ta[i] += 1;\n}",
