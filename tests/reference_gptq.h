@@ -198,6 +198,38 @@ inline Matrix inverse(Matrix a) {
   return out;
 }
 
+/// The ridge regression W' of the outputs W x on the inputs x̂: it makes Σ |W x - W' x̂|² 2/n + damping * mean(diag H) *
+/// |W' - W|² least, H = 2/n Σ x̂ x̂ᵀ. Inputs are rows.
+inline Matrix ridge_regression(const Matrix& w, const Matrix& x, const Matrix& x_hat, double damping) {
+  const int64_t k = w.cols;
+  const double share = 2.0 / static_cast<double>(x.rows);
+  Matrix h(k, k), cross(k, k);
+  for (int64_t t = 0; t < x.rows; ++t) {
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t j = 0; j < k; ++j) {
+        h(i, j) += share * x_hat(t, i) * x_hat(t, j);
+        cross(i, j) += share * x(t, i) * x_hat(t, j);
+      }
+    }
+  }
+  const Matrix hd = damped(h, damping);
+  const Matrix inverse_hd = inverse(hd);
+  Matrix right(w.rows, k), out(w.rows, k);
+  for (int64_t n = 0; n < w.rows; ++n) {
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t j = 0; j < k; ++j) {
+        right(n, j) += w(n, i) * (cross(i, j) + hd(i, j) - h(i, j));
+      }
+    }
+    for (int64_t i = 0; i < k; ++i) {
+      for (int64_t j = 0; j < k; ++j) {
+        out(n, j) += right(n, i) * inverse_hd(i, j);
+      }
+    }
+  }
+  return out;
+}
+
 /// Upper triangular U with A = Uᵀ U.
 inline Matrix upper_cholesky(const Matrix& a) {
   Matrix u(a.rows, a.rows);

@@ -2,7 +2,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
@@ -102,6 +104,17 @@ Factor factorise(const at::Tensor& hessian, const at::Tensor& order, double damp
     factor.damping = factor.damping == 0 ? kFirstDamping : factor.damping * kEscalationFactor;
     ++factor.damping_escalations;
   }
+}
+
+at::Tensor times_inverse(const at::Tensor& rows, const Factor& factor) {
+  // In sweep order Hd = Mᵀ diag(pivots) M, where M, the multipliers, has ones on its diagonal and zeros above it.
+  const at::Tensor& m = factor.multipliers;
+  at::Tensor half = at::linalg_solve_triangular(m, rows.index_select(1, factor.order), /*upper=*/false, /*left=*/false,
+                                                /*unitriangular=*/true);
+  half.div_(factor.pivots.to(rows.scalar_type()));
+  const at::Tensor swept = at::linalg_solve_triangular(m.t(), half, /*upper=*/true, /*left=*/false,
+                                                       /*unitriangular=*/true);
+  return at::empty_like(rows).index_copy_(1, factor.order, swept);
 }
 
 }  // namespace gptq

@@ -20,4 +20,8 @@ struct Factor {
 /// @throws c10::Error if six escalations do not help
 Factor factorise(const at::Tensor& hessian, const at::Tensor& order, double damping);
 
+/// B Hd⁻¹.
+/// @param rows [M, K] in the multipliers' dtype, columns as stored
+at::Tensor times_inverse(const at::Tensor& rows, const Factor& factor);
+
 }  // namespace gptq

@@ -17,6 +17,8 @@ Plan make_plan(const QuantizeOptions& options, int64_t k) {
               "quantize_weight: act_order must be \"auto\", \"off\" or \"static\", got \"", options.act_order, "\"");
   TORCH_CHECK(std::isfinite(options.damping) && options.damping >= 0,
               "quantize_weight: damping must be finite and at least 0, got ", options.damping);
+  TORCH_CHECK(options.target_alpha >= 0 && options.target_alpha <= 1,
+              "quantize_weight: target_alpha must be in 0..1, got ", options.target_alpha);
   TORCH_CHECK(options.block_size >= 1, "quantize_weight: block_size must be at least 1, got ", options.block_size);
 
   const bool classic = options.mode == "classic";
@@ -29,6 +31,7 @@ Plan make_plan(const QuantizeOptions& options, int64_t k) {
   plan.act_order = options.act_order == "static" || (options.act_order == "auto" && !classic);
   plan.dynamic_groups = classic && !plan.act_order && !plan.per_tensor;
   plan.damping = options.damping;
+  plan.target_alpha = options.mode == "default" ? options.target_alpha : 0;
   plan.block_size = std::min(options.block_size, k);
   return plan;
 }

@@ -21,6 +21,7 @@ struct Plan {
   bool act_order;       ///< columns by descending diagonal of H
   bool dynamic_groups;  ///< group scales from the updated weights
   double damping;
+  double target_alpha;
   int64_t block_size;
 };
 

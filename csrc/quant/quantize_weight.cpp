@@ -56,6 +56,20 @@ at::Tensor checked_hessian(const at::Tensor& hessian, const at::Tensor& weight) 
   return values;
 }
 
+// The weight that the float model's outputs ask for on drifted inputs.
+at::Tensor moved_weight(const at::Tensor& weight, const at::Tensor& drift, const Factor& factor, double alpha) {
+  const int64_t k = weight.size(1);
+  TORCH_CHECK(drift.dim() == 2 && drift.size(0) == k && drift.size(1) == k, "quantize_weight: drift must be [K, K] = [",
+              k, ", ", k, "], got ", drift.sizes());
+  TORCH_CHECK(drift.is_floating_point(), "quantize_weight: drift must be floating point, got ", drift.scalar_type());
+  TORCH_CHECK(drift.is_cpu(), "quantize_weight: drift must be on the CPU, got ", drift.device());
+  const at::Tensor values = drift.detach().to(weight.scalar_type());
+  check_finite(values, "drift");
+  const at::Tensor moved = times_inverse(weight.mm(values), factor).mul_(alpha).add_(weight);
+  check_finite(moved, "weight moved against the drift");
+  return moved;
+}
+
 at::Tensor sweep_order(const at::Tensor& hessian, bool act_order) {
   return act_order ? at::argsort(hessian.diagonal(), /*stable=*/true, /*dim=*/0, /*descending=*/true)
                    : at::arange(hessian.size(0), at::kLong);
@@ -77,29 +91,35 @@ void fill_losses(const at::Tensor& weight, const at::Tensor& hessian, double los
 
 }  // namespace
 
-QuantizeResult quantize_weight(const at::Tensor& weight, const at::Tensor& hessian, const QuantizeOptions& options) {
+QuantizeResult quantize_weight(const at::Tensor& weight, const at::Tensor& hessian, const QuantizeOptions& options,
+                               const at::Tensor& drift) {
   const at::NoGradGuard no_grad;
-  const at::Tensor w = checked_weight(weight);
+  at::Tensor w = checked_weight(weight);
   const Plan plan = make_plan(options, w.size(1));
   TORCH_CHECK(hessian.defined() || !plan.sweep, "quantize_weight: hessian is required in mode \"", options.mode,
               "\", got none");
   const at::Tensor h = hessian.defined() ? checked_hessian(hessian, w) : at::Tensor();
 
-  Grid grid = minmax_grid(w, plan);
   QuantizeResult result;
+  Factor factor;
+  if (plan.sweep) {
+    factor = factorise(h, sweep_order(h, plan.act_order), plan.damping);
+    if (drift.defined() && plan.target_alpha > 0) {
+      w = moved_weight(w, drift, factor, plan.target_alpha);
+    }
+  }
+  Grid grid = minmax_grid(w, plan);
   result.codes = round_to_grid(w, grid);
-  result.report.damping = plan.sweep ? plan.damping : 0;
-  result.report.dead_columns = h.defined() ? h.diagonal().eq(0).sum().item<int64_t>() : 0;
   const double rtn_loss = grid_loss(w, h, result.codes, grid);
   double loss = rtn_loss;
   if (plan.sweep) {
-    const Factor factor = factorise(h, sweep_order(h, plan.act_order), plan.damping);
     result.codes = sweep(w, factor, plan, grid);
-    result.report.damping = factor.damping;
-    result.report.damping_escalations = factor.damping_escalations;
-    result.report.float64 = factor.float64;
     loss = grid_loss(w, h, result.codes, grid);
   }
+  result.report.damping = factor.damping;
+  result.report.damping_escalations = factor.damping_escalations;
+  result.report.float64 = factor.float64;
+  result.report.dead_columns = h.defined() ? h.diagonal().eq(0).sum().item<int64_t>() : 0;
   fill_losses(w, h, loss, rtn_loss, result.report);
   result.scales = grid.scales;
   result.zeros = grid.zeros;

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <utility>
 
 #include "rewrite/graph_slice.h"
@@ -24,6 +25,33 @@ using torch::jit::Module;
 using torch::jit::Node;
 using torch::jit::Value;
 
+/// What is gathered at the input of a layer.
+struct Observer {
+  explicit Observer(const at::Tensor& weight, bool conv1d)
+      : layer(c10::make_intrusive<GPTQLayer>(weight, std::nullopt, conv1d)) {}
+
+  /// Adds inputs of the quantized stream, beside the same inputs of the float stream where their drift matters.
+  void add_batch(const at::Tensor& input, const at::Tensor& expected) {
+    layer->add_batch(input);
+    if (!expected.defined()) {
+      return;
+    }
+    const int64_t k = input.size(-1);
+    const at::Tensor rows = input.to(at::kFloat).reshape({-1, k});
+    if (!drift_sum.defined()) {
+      drift_sum = at::zeros({k, k}, at::kFloat);
+    }
+    drift_sum.addmm_((expected.to(at::kFloat).reshape({-1, k}) - rows).t(), rows);
+  }
+
+  at::Tensor drift() const {
+    return drift_sum.defined() ? drift_sum * (2.0 / static_cast<double>(layer->nsamples())) : at::Tensor();
+  }
+
+  c10::intrusive_ptr<GPTQLayer> layer;
+  at::Tensor drift_sum;  ///< f32 [K, K]: Σ (x - x̂) x̂ᵀ
+};
+
 /// One weight to quantize. Several linears may use it; its Hessian is complete at the last of them.
 struct Layer {
   Layer(std::string layer_name, at::Tensor stored, bool transposed)
@@ -34,7 +62,7 @@ struct Layer {
   bool conv1d;
   size_t last_stage = 0;
   size_t uses = 0;
-  c10::intrusive_ptr<GPTQLayer> observer;  ///< shared by layers that read the same tensor
+  std::shared_ptr<Observer> observer;  ///< shared by layers that read the same tensor
 };
 
 /// A point of the graph at which inputs are observed: those of linears that read the same tensor.
@@ -74,6 +102,16 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+/// Runs a step; its errors name the layer.
+template <typename Step>
+void at_layer(const Layer& layer, const Step& step) {
+  try {
+    step();
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, layer.name, ": ", error.what_without_backtrace());
+  }
+}
+
 class CalibrationPass {
  public:
   CalibrationPass(const Module& module, Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration,
@@ -98,9 +136,8 @@ class CalibrationPass {
   void plan();
   double reach(const Stage& stage);
   GraphSlice advance(Stream& stream, const Stage& stage);
-  void observe(const Stage& stage, const LiveValues& live);
+  void observe(const Stage& stage, const at::Tensor& input, const at::Tensor& expected);
   void probe(const Stage& stage);
-  void add_batch(const Use& use, const at::Tensor& input);
   void finish_layers(size_t stage, double input_error, std::chrono::steady_clock::time_point start);
   QuantizedLinear quantize(const Layer& layer) const;
   void replace(const QuantizedLinear& quantized, size_t layer);
@@ -168,12 +205,12 @@ void CalibrationPass::plan() {
     ++layers_[layer_index].uses;
   }
   for (const Stage& stage : stages_) {
-    c10::intrusive_ptr<GPTQLayer> shared;
+    std::shared_ptr<Observer> shared;
     for (const size_t i : stage.linears) {
       Layer& layer = layers_[quantized_.uses[i].layer];
       if (!layer.observer) {
         const bool share = layer.uses == 1 && shared;
-        layer.observer = share ? shared : c10::make_intrusive<GPTQLayer>(layer.weight, std::nullopt, layer.conv1d);
+        layer.observer = share ? shared : std::make_shared<Observer>(layer.weight, layer.conv1d);
         shared = layer.uses == 1 ? layer.observer : shared;
       }
     }
@@ -196,7 +233,8 @@ double CalibrationPass::reach(const Stage& stage) {
       const at::Tensor got = quantized_.live[i].at(quantized_input).toTensor();
       difference += squared_norm(got - expected);
       magnitude += squared_norm(expected);
-      observe(stage, quantized_.live[i]);
+      observe(stage, got,
+              options_.quantize.mode == "default" && options_.quantize.target_alpha > 0 ? expected : at::Tensor());
     }
   }
   if (stage.nested) {
@@ -211,15 +249,13 @@ GraphSlice CalibrationPass::advance(Stream& stream, const Stage& stage) {
   return {*stream.graph, begin, anchor, values_needed_from(*stream.graph, anchor)};
 }
 
-void CalibrationPass::observe(const Stage& stage, const LiveValues& live) {
-  std::vector<const GPTQLayer*> fed;
-  const at::Tensor input = live.at(quantized_.uses[stage.linears.front()].linear.input()).toTensor();
+void CalibrationPass::observe(const Stage& stage, const at::Tensor& input, const at::Tensor& expected) {
+  std::vector<const Observer*> fed;
   for (const size_t i : stage.linears) {
-    const Use& use = quantized_.uses[i];
-    const GPTQLayer* observer = layers_[use.layer].observer.get();
-    if (std::find(fed.begin(), fed.end(), observer) == fed.end()) {
-      fed.push_back(observer);
-      add_batch(use, input);
+    const Layer& layer = layers_[quantized_.uses[i].layer];
+    if (std::find(fed.begin(), fed.end(), layer.observer.get()) == fed.end()) {
+      fed.push_back(layer.observer.get());
+      at_layer(layer, [&] { layer.observer->add_batch(input, expected); });
     }
   }
 }
@@ -232,24 +268,15 @@ void CalibrationPass::probe(const Stage& stage) {
   Node* copy = slice.clone_of(use.linear.node);
   Graph& graph = slice.graph();
   const torch::jit::WithInsertPoint before(copy);
-  graph.insertNode(graph.create(c10::Symbol::fromQualString("gptq::observe"),
-                                {copy->input(use.linear.input_index), slice.add_input(layers_[use.layer].observer)},
-                                0));
+  graph.insertNode(
+      graph.create(c10::Symbol::fromQualString("gptq::observe"),
+                   {copy->input(use.linear.input_index), slice.add_input(layers_[use.layer].observer->layer)}, 0));
   for (const LiveValues& live : quantized_.live) {
     LiveValues copies;
     for (const auto& [value, held] : live) {
       copies.emplace(value, held.deepcopy());
     }
     slice.run(module_, copies);
-  }
-}
-
-void CalibrationPass::add_batch(const Use& use, const at::Tensor& input) {
-  const Layer& layer = layers_[use.layer];
-  try {
-    layer.observer->add_batch(input);
-  } catch (const c10::Error& error) {
-    TORCH_CHECK(false, layer.name, ": ", error.what_without_backtrace());
   }
 }
 
@@ -281,19 +308,16 @@ QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
   const at::Tensor weight = layer.conv1d ? stored.t() : stored;
   QuantizeOptions options = options_.quantize;
   QuantizeResult result;
-  try {
-    if (layer.observer->nsamples() == 0) {
-      options.mode = "rtn";
-    }
-    result = quantize_weight(weight, layer.observer->hessian(), options);
-  } catch (const c10::Error& error) {
-    TORCH_CHECK(false, layer.name, ": ", error.what_without_backtrace());
+  const GPTQLayer& gathered = *layer.observer->layer;
+  if (gathered.nsamples() == 0) {
+    options.mode = "rtn";
   }
+  at_layer(layer, [&] { result = quantize_weight(weight, gathered.hessian(), options, layer.observer->drift()); });
   QuantizedLinear quantized;
   static_cast<LinearInfo&>(quantized) = {layer.name, weight.size(0), weight.size(1), layer.conv1d};
   quantized.bits = options.bits;
   quantized.group_size = result.group_size;
-  quantized.nsamples = layer.observer->nsamples();
+  quantized.nsamples = gathered.nsamples();
   quantized.report = result.report;
   if (options.bits == 4) {
     quantized.packed = pack_w4(result.codes);

@@ -139,6 +139,7 @@ void QuantizeCommand::save(const LoadedModel& model, const QuantizedModule& quan
                    {"mode", used.mode},
                    {"act_order", used.act_order},
                    {"damping", used.damping},
+                   {"target_alpha", used.target_alpha},
                    {"calibration", {{"samples", samples}, {"seed", seed}}}});
 }
 
@@ -201,6 +202,10 @@ void add_grid_options(CLI::App& sub, QuantizeCommand& command) {
   sub.add_option("--damping", quantize.damping, "Share of the Hessian diagonal's mean that is added to it")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  sub.add_option("--target-alpha", quantize.target_alpha,
+                 "Mode default: how far weights are moved towards the float model's outputs, 0 to 1")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
   sub.add_option("--skip", command.skip, "Regular expressions of layers that keep their weights")
       ->capture_default_str();
 }

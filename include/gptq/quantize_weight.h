@@ -27,10 +27,13 @@ struct QuantizeOptions {
   double damping = 0.01;
   /// Columns per block of the solver. Changes speed and nothing else, not even the last bit.
   int64_t block_size = 128;
+  /// Mode "default", where the drift of the inputs is known: how far the weight is moved towards the outputs of the
+  /// float model before it is quantized, 0..1.
+  double target_alpha = 1;
 };
 
 /// What happened while a weight was quantized. Losses are tr(E H Eᵀ), E = W - Q, with H as given: without damping. If
-/// mode "rtn" is given no Hessian, they are those of H = I.
+/// mode "rtn" is given no Hessian, they are those of H = I. With a drift, W is the weight after it was moved.
 struct QuantizeReport {
   double loss = 0;                  ///< of the result
   double rtn_loss = 0;              ///< of round-to-nearest with min/max scales and the same options
@@ -72,14 +75,21 @@ struct QuantizeResult {
 /// Dead columns, where the diagonal of H is 0: their diagonal is taken as the mean, which leaves them rounded to
 /// nearest, neither receiving nor passing on corrections.
 ///
+/// Drift. A layer behind others that are quantized already sees inputs x̂ where the float model has x. With D = 2/n Σ (x
+/// - x̂) x̂ᵀ and H that of x̂, the weight is first moved to W + target_alpha W D Hd⁻¹, which for 1 is the ridge regression
+/// of the float model's outputs on x̂ (QEP, Arai and Ichikawa, 2025).
+///
 /// Arithmetic is float32, float64 for a float64 weight. The codes of a row depend neither on the other rows nor on
 /// block size or number of threads.
 ///
 /// @param weight floating point [N, K] on the CPU, finite
 /// @param hessian floating point [K, K] on the CPU, symmetric positive semidefinite, finite; may be an undefined tensor
 ///        in mode "rtn", where it is read for the report only
+/// @param drift floating point [K, K], finite: D; an undefined tensor means none. Read in mode "default" only, and not
+/// where
+///        target_alpha is 0
 /// @throws c10::Error naming the argument, the requirement and the value received. The arguments are never changed.
-QuantizeResult quantize_weight(const at::Tensor& weight, const at::Tensor& hessian,
-                               const QuantizeOptions& options = {});
+QuantizeResult quantize_weight(const at::Tensor& weight, const at::Tensor& hessian, const QuantizeOptions& options = {},
+                               const at::Tensor& drift = {});
 
 }  // namespace gptq

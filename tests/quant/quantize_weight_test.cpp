@@ -1,4 +1,5 @@
 #include <ATen/Parallel.h>
+#include <gmock/gmock.h>
 #include <gptq/quantize_weight.h>
 #include <gtest/gtest.h>
 
@@ -17,6 +18,7 @@ using reference::Groups;
 using reference::Matrix;
 using test::random_layer;
 using test::RandomLayer;
+using ::testing::HasSubstr;
 
 struct Case {
   int64_t bits, group_size;
@@ -400,6 +402,78 @@ TEST(QuantizeWeight, LossesWithoutHessianAreThoseOfTheIdentity) {
   const QuantizeReport identity = quantize_weight(layer.weight, at::eye(30, at::kDouble), options).report;
   EXPECT_NEAR(without.loss, identity.loss, 1e-14 * identity.loss * 120);  // 120 terms in another order
   EXPECT_GT(without.loss, 0);
+}
+
+// A layer whose inputs x arrive as x + noise.
+struct DriftedLayer : RandomLayer {
+  at::Tensor float_inputs;  // x
+  at::Tensor drift;         // 2/n Σ (x - x̂) x̂ᵀ
+};
+
+DriftedLayer drifted_layer(int64_t n, int64_t k, uint64_t seed) {
+  DriftedLayer layer{random_layer(n, k, seed), {}, {}};
+  const auto samples = static_cast<double>(layer.inputs.size(0));
+  layer.float_inputs = layer.inputs + 0.3 * random_layer(1, k, seed + 1, layer.inputs.size(0)).inputs;
+  layer.drift = (layer.float_inputs - layer.inputs).t().mm(layer.inputs) * (2.0 / samples);
+  return layer;
+}
+
+at::Tensor tensor_of(const Matrix& matrix) {
+  return at::tensor(matrix.values, at::kDouble).view({matrix.rows, matrix.cols});
+}
+
+TEST(QuantizeWeight, DriftMovesTheWeightToTheRidgeRegression) {
+  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {3, 7}, {5, 33}, {17, 64}}) {
+    for (const bool act_order : {false, true}) {
+      const DriftedLayer layer = drifted_layer(n, k, 41 + k);
+      QuantizeOptions options;
+      options.group_size = 16;
+      options.damping = 0.03;
+      options.act_order = act_order ? "static" : "off";
+      const Matrix moved = reference::ridge_regression(Matrix(layer.weight), Matrix(layer.float_inputs),
+                                                       Matrix(layer.inputs), options.damping);
+      const QuantizeResult expected = quantize_weight(tensor_of(moved), layer.hessian, options);
+      options.target_alpha = 1;
+      const QuantizeResult result = quantize_weight(layer.weight, layer.hessian, options, layer.drift);
+      EXPECT_TRUE(at::equal(result.codes, expected.codes)) << n << " x " << k;
+      EXPECT_TRUE(at::equal(result.scales, expected.scales)) << n << " x " << k;
+
+      options.target_alpha = 0.25;
+      const at::Tensor codes = quantize_weight(layer.weight, layer.hessian, options, layer.drift).codes;
+      const at::Tensor part = 0.75 * layer.weight + 0.25 * tensor_of(moved);
+      EXPECT_TRUE(at::equal(codes, quantize_weight(part, layer.hessian, options).codes)) << n << " x " << k;
+    }
+  }
+}
+
+TEST(QuantizeWeight, DriftBringsOutputsCloserToTheFloatModel) {
+  const DriftedLayer layer = drifted_layer(64, 96, 43);
+  const at::Tensor wanted = layer.float_inputs.mm(layer.weight.t());
+  const auto output_error = [&](double alpha) {
+    QuantizeOptions options;
+    options.group_size = 32;
+    options.target_alpha = alpha;
+    const at::Tensor quantized = quantize_weight(layer.weight, layer.hessian, options, layer.drift).dequantize();
+    return (layer.inputs.mm(quantized.to(at::kDouble).t()) - wanted).square().sum().item<double>();
+  };
+  EXPECT_LT(output_error(1), 0.9 * output_error(0));
+}
+
+TEST(QuantizeWeight, RejectsBadDrift) {
+  const DriftedLayer layer = drifted_layer(4, 6, 44);
+  QuantizeOptions options;
+  options.target_alpha = 1;
+  const auto error = [&](const at::Tensor& drift) {
+    return test::error_of([&] { quantize_weight(layer.weight, layer.hessian, options, drift); });
+  };
+  EXPECT_THAT(error(layer.drift.narrow(0, 0, 5)), HasSubstr("drift must be [K, K] = [6, 6], got [5, 6]"));
+  EXPECT_THAT(error(layer.drift.to(at::kInt)), HasSubstr("drift must be floating point, got Int"));
+  EXPECT_THAT(error(layer.drift / 0.0), HasSubstr("drift must be finite"));
+  options.target_alpha = 1.5;
+  EXPECT_THAT(error(layer.drift), HasSubstr("target_alpha must be in 0..1, got 1.5"));
+  options.mode = "rtn";
+  options.target_alpha = 1;
+  EXPECT_EQ(error(layer.drift.narrow(0, 0, 5)), "no error");
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ at::Tensor bias_of(const torch::jit::Module& module, const std::string& part) {
 QuantizeModuleOptions options_with_group(int64_t group_size) {
   QuantizeModuleOptions options;
   options.quantize.group_size = group_size;
+  options.quantize.target_alpha = 0;
   return options;
 }
 
@@ -88,6 +89,36 @@ TEST(QuantizeModule, CalibratesEachLayerOnTheQuantizedPrefix) {
   const at::Tensor expected =
       apply(second, at::relu(apply(first, x, bias_of(model, "first"))), bias_of(model, "second"));
   EXPECT_TRUE(at::equal(run(quantized.module, x), expected));
+}
+
+TEST(QuantizeModule, AimsAtTheFloatModelsOutputs) {
+  torch::jit::Module model = compose({{"first", linear(24, 16, 1)}, {"second", linear(10, 24, 3)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
+  const auto calibration = calibration_inputs(6, {25, 16}, 100);
+  QuantizeModuleOptions options = options_with_group(8);
+  options.quantize.target_alpha = 0.5;
+  const QuantizedModule quantized = quantize_module(model, calibration, options);
+
+  std::vector<at::Tensor> inputs = tensors_of(calibration);
+  const QuantizeResult first = by_hand(weight_of(model, "first"), false, inputs, options.quantize);
+  EXPECT_TRUE(at::equal(quantized.layers[0].packed, pack_w4(first.codes)));  // nothing before it has drifted
+  GPTQLayer second(weight_of(model, "second"));
+  at::Tensor drift = at::zeros({24, 24});
+  for (const at::Tensor& input : inputs) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor x = at::relu(at::linear(input, weight_of(model, "first"), bias_of(model, "first")));
+    const at::Tensor x_hat = at::relu(apply(first, input, bias_of(model, "first")));
+    second.add_batch(x_hat);
+    drift += (x - x_hat).t().mm(x_hat) * (2.0 / 150);
+  }
+  const QuantizeResult expected =
+      quantize_weight(weight_of(model, "second"), second.hessian(), options.quantize, drift);
+  // The drift is added up in another order than in the library, so the losses differ by its rounding.
+  EXPECT_NEAR(quantized.layers[1].report.loss, expected.report.loss, 1e-3 * expected.report.loss);
+  options.quantize.target_alpha = 0;
+  const double unmoved = quantize_weight(weight_of(model, "second"), second.hessian(), options.quantize).report.loss;
+  EXPECT_GT(std::abs(unmoved - expected.report.loss), 1e-2 * expected.report.loss);
 }
 
 TEST(QuantizeModule, ChainsLayersWithNothingBetweenThem) {

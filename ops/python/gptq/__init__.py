@@ -126,6 +126,8 @@ def quantize_weight(
     mode: str = "default",
     damping: float = 0.01,
     block_size: int = 128,
+    drift: Tensor | None = None,
+    target_alpha: float = 1.0,
 ) -> QuantizedWeight:
     """Quantize one weight by GPTQ, so that the error of the layer's output, tr(E H Eᵀ) with E = w - Q, is small.
 
@@ -142,13 +144,17 @@ def quantize_weight(
         mode: "default", "classic" (the published algorithm) or "rtn" (round to nearest).
         damping: added to the diagonal of H, as a share of the diagonal's mean.
         block_size: columns per block of the solver; changes speed only.
+        drift: floating point [K, K], 2 / n Σ (x - x̂) x̂ᵀ, where the layer sees inputs x̂ behind quantized layers that are
+            x in the float model, and hessian is that of x̂; mode "default" only.
+        target_alpha: 0 to 1, how far w is moved against the drift before it is quantized.
 
     Returns:
         The codes, scales, zeros and a report.
     """
     return QuantizedWeight(
         *torch.ops.gptq.quantize_weight(
-            weight, hessian, bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size
+            *(weight, hessian, bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size),
+            *(drift, target_alpha),
         )
     )
 
