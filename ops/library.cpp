@@ -11,6 +11,6 @@ TORCH_LIBRARY(gptq, m) {
   m.def(
       "quantize_weight(Tensor weight, Tensor? hessian, int bits=4, int group_size=128, bool symmetric=True, "
       "bool per_tensor=False, str act_order=\"auto\", str mode=\"default\", float damping=0.01, "
-      "int block_size=128, Tensor? drift=None, float target_alpha=1.0) -> (Tensor codes, Tensor scales, Tensor zeros, "
+      "int block_size=128, Tensor? drift=None, float target_alpha=0.0) -> (Tensor codes, Tensor scales, Tensor zeros, "
       "Dict(str, float) report)");
 }

@@ -13,4 +13,4 @@ text=build/demo/text
 if [[ ! -f $text/train.txt || ! -f $text/heldout.txt ]]; then python scripts/gather_text.py "$text"; fi
 rm -rf build/demo/model
 exec build/bin/gptq quantize tests/data/demo_gpt2 -o build/demo/model --calibration "$text/train.txt" \
-  --eval "$text/heldout.txt" --max-tokens 65536 --json build/demo/report.json "$@"
+  --eval "$text/heldout.txt" --max-tokens 40000 --json build/demo/report.json "$@"

@@ -28,8 +28,8 @@ struct QuantizeOptions {
   /// Columns per block of the solver. Changes speed and nothing else, not even the last bit.
   int64_t block_size = 128;
   /// Mode "default", where the drift of the inputs is known: how far the weight is moved towards the outputs of the
-  /// float model before it is quantized, 0..1.
-  double target_alpha = 1;
+  /// float model before it is quantized, 0..1. Costs a K x K product over all calibration inputs.
+  double target_alpha = 0;
 };
 
 /// What happened while a weight was quantized. Losses are tr(E H Eᵀ), E = W - Q, with H as given: without damping. If

@@ -127,7 +127,7 @@ def quantize_weight(
     damping: float = 0.01,
     block_size: int = 128,
     drift: Tensor | None = None,
-    target_alpha: float = 1.0,
+    target_alpha: float = 0.0,
 ) -> QuantizedWeight:
     """Quantize one weight by GPTQ, so that the error of the layer's output, tr(E H Eᵀ) with E = w - Q, is small.
 
