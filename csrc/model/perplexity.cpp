@@ -45,10 +45,6 @@ void add_scores(const at::Tensor& logits, const at::Tensor& reference, const at:
   sums.scored += count;
 }
 
-int64_t effective_stride(const EvaluationOptions& options) {
-  return options.stride == 0 ? options.window : options.stride;
-}
-
 Evaluation finished(const Sums& sums, bool compared) {
   Evaluation result;
   const auto scored = static_cast<double>(sums.scored);
@@ -90,7 +86,7 @@ at::Tensor forward_logits(torch::jit::Module& module, const at::Tensor& ids) {
 void check_evaluation(const std::vector<int64_t>& ids, const EvaluationOptions& options) {
   const auto tokens = static_cast<int64_t>(ids.size());
   const int64_t window = options.window;
-  const int64_t stride = effective_stride(options);
+  const int64_t stride = options.effective_stride();
   TORCH_CHECK(window >= 2, "evaluate: window must be at least 2, got ", window);
   TORCH_CHECK(stride >= 1 && stride <= window, "evaluate: stride must be in 1..window = 1..", window, ", got ", stride);
   TORCH_CHECK(tokens >= 2, "evaluate: the text must have at least 2 tokens, has ", tokens);
@@ -102,7 +98,7 @@ std::vector<Evaluation> evaluate(std::vector<torch::jit::Module> models, const s
                                  const EvaluationOptions& options, const EvaluationProgress& progress) {
   check_evaluation(ids, options);
   const int64_t window = options.window;
-  const int64_t stride = effective_stride(options);
+  const int64_t stride = options.effective_stride();
   const at::NoGradGuard no_grad;
   const auto tokens = static_cast<int64_t>(ids.size());
   const at::Tensor all = at::tensor(ids, at::kLong);

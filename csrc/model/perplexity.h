@@ -17,6 +17,8 @@ namespace gptq {
 struct EvaluationOptions {
   int64_t window = 1024;
   int64_t stride = 0;  ///< 1..window; 0: window
+
+  int64_t effective_stride() const { return stride == 0 ? window : stride; }
 };
 
 struct Evaluation {

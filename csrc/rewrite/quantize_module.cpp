@@ -1,4 +1,3 @@
-#include <gptq/pack_w4.h>
 #include <gptq/quantize_module.h>
 
 #include <map>

@@ -43,7 +43,7 @@ void EvalCommand::run() const {
   }
   report["tokens_scored"] = evaluations[0].tokens_scored;
   report["window"] = options.window;
-  report["stride"] = options.stride > 0 ? options.stride : options.window;
+  report["stride"] = options.effective_stride();
   output.write(report);
   print_evaluations(reference.empty() ? std::vector<std::string>{"model"} : std::vector<std::string>{"float", "model"},
                     evaluations, options);

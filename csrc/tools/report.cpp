@@ -51,7 +51,7 @@ Json to_json(const QuantizeSummary& summary) {
     json["top1_agreement"] = {{"rtn", *rtn.top1_agreement}, {"quantized", *quantized.top1_agreement}};
     json["tokens_scored"] = baseline.tokens_scored;
     json["window"] = summary.windows->window;
-    json["stride"] = summary.windows->stride > 0 ? summary.windows->stride : summary.windows->window;
+    json["stride"] = summary.windows->effective_stride();
   }
   json["seconds"] = {
       {"quantize", summary.seconds_quantize}, {"evaluate", summary.seconds_evaluate}, {"total", summary.seconds_total}};
@@ -76,7 +76,7 @@ void print_evaluations(const std::vector<std::string>& names, const std::vector<
   }
   std::printf("%lld tokens scored in windows of %lld, stride %lld\n",
               static_cast<long long>(evaluations.at(0).tokens_scored), static_cast<long long>(windows.window),
-              static_cast<long long>(windows.stride > 0 ? windows.stride : windows.window));
+              static_cast<long long>(windows.effective_stride()));
 }
 
 void print_summary(const QuantizeSummary& summary) {
