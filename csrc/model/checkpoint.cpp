@@ -78,6 +78,7 @@ void add_quantized(NamedTensors& tensors, const std::string& path, const Quantiz
     tensors.emplace_back(path + ".packed", quantized.packed);
     tensors.emplace_back(path + ".scales", quantized.scales);
     if (quantized.zeros) tensors.emplace_back(path + ".zeros", *quantized.zeros);
+    if (quantized.input_order) tensors.emplace_back(path + ".input_order", *quantized.input_order);
   }
   if (quantized.bias) tensors.emplace_back(path + ".bias", *quantized.bias);
 }

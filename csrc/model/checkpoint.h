@@ -31,10 +31,11 @@ LoadedModel load_model(const std::string& path);
 /// dequantized weight (other bits).
 struct QuantizedTensors {
   int64_t bits = 4;
-  int64_t group_size = 128;          ///< columns per group, -1: one group per row
-  at::Tensor packed;                 ///< u8 [ceil(N/16), ceil(K/8), 64]
-  at::Tensor scales;                 ///< f16 [n_groups, N]
-  std::optional<at::Tensor> zeros;   ///< u8 [n_groups, N]; absent means 8 everywhere
+  int64_t group_size = 128;               ///< columns per group, -1: one group per row
+  at::Tensor packed;                      ///< u8 [ceil(N/16), ceil(K/8), 64]
+  at::Tensor scales;                      ///< f16 [n_groups, N]
+  std::optional<at::Tensor> zeros;        ///< u8 [n_groups, N]; absent means 8 everywhere
+  std::optional<at::Tensor> input_order;  ///< i32 [K], see linear_w4; absent means none
   std::optional<at::Tensor> weight;  ///< f32, stored the way the linear stores it; instead of packed, scales and zeros
   std::optional<at::Tensor> bias;    ///< f32 [N], if it changed
 };

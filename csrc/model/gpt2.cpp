@@ -175,10 +175,12 @@ def forward(self, ids: Tensor) -> Tensor:
     const bool has_zeros = checkpoint_.contains(path + ".zeros");
     if (has_zeros) module.register_buffer("zeros", checkpoint_.typed(path + ".zeros", at::kByte, {groups, n}));
     if (has_bias) add_weight(module, "bias", checkpoint_.floats(path + ".bias", {n}));
+    const bool has_order = checkpoint_.contains(path + ".input_order");
+    if (has_order) module.register_buffer("input_order", checkpoint_.typed(path + ".input_order", at::kInt, {k}));
     std::ostringstream source;
     source << "def forward(self, x: Tensor) -> Tensor:\n    return gptq.linear_w4(x, self.packed, self.scales, "
-           << (has_zeros ? "self.zeros" : "None") << ", " << (has_bias ? "self.bias" : "None") << ", None, "
-           << group_size << ", 'exact')\n";
+           << (has_zeros ? "self.zeros" : "None") << ", " << (has_bias ? "self.bias" : "None") << ", "
+           << (has_order ? "self.input_order" : "None") << ", " << group_size << ", 'exact')\n";
     module.define(source.str(), resolver_);
     return module;
   }

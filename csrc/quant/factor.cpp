@@ -95,6 +95,7 @@ Factor factorise(const at::Tensor& hessian, const at::Tensor& order, double damp
     }
     if (lower.defined()) {
       fill_factor(lower, diagonal, hessian.scalar_type(), factor);
+      factor.added = diagonal.sub(hessian.diagonal()).index_select(0, order);
       return factor;
     }
     TORCH_CHECK(factor.damping_escalations < kMaxEscalations,

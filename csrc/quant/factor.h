@@ -9,6 +9,7 @@ struct Factor {
   at::Tensor order;        ///< i64 [K]: the column swept k-th
   at::Tensor multipliers;  ///< [K, K]: row k holds R_jk / R_kk for j < k, then 1, then zeros
   at::Tensor pivots;       ///< f64 [K]: R_kk², what is left of Hd_kk once later columns are known
+  at::Tensor added;        ///< f64 [K]: what was added to the diagonal of H, in sweep order
   double damping = 0;
   int64_t damping_escalations = 0;
   bool float64 = false;

@@ -1,6 +1,9 @@
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 #include <gptq/gptq_layer.h>
 
@@ -8,8 +11,70 @@
 #include <utility>
 
 #include "quant/gram.h"
+#include "quant/product.h"
 
 namespace gptq {
+
+/// Checked inputs as rows, f32 [n, K].
+struct GPTQLayer::Batch {
+  at::Tensor rows;
+  at::Tensor float_rows;  ///< undefined without float inputs
+  at::Tensor weights;     ///< f32 [n]; undefined if all are 1
+  int64_t dropped = 0;
+
+  int64_t size() const { return rows.size(0); }
+
+  Batch part(int64_t first, int64_t count) const {
+    const auto narrowed = [&](const at::Tensor& tensor) {
+      return tensor.defined() ? tensor.narrow(0, first, count) : tensor;
+    };
+    return {narrowed(rows), narrowed(float_rows), narrowed(weights), 0};
+  }
+
+  void keep(const at::Tensor& rows_to_keep) {
+    const at::Tensor index = rows_to_keep.nonzero().squeeze(1);
+    for (at::Tensor* tensor : {&rows, &float_rows, &weights}) {
+      *tensor = tensor->defined() ? tensor->index_select(0, index) : *tensor;
+    }
+  }
+};
+
+namespace {
+
+at::Tensor checked_rows(const at::Tensor& input, int64_t k, const char* name) {
+  TORCH_CHECK(input.dim() >= 1 && input.size(-1) == k, "add_batch: ", name, " must be [..., K] = [..., ", k, "], got ",
+              input.sizes());
+  TORCH_CHECK(input.is_floating_point(), "add_batch: ", name, " must be floating point, got ", input.scalar_type());
+  TORCH_CHECK(input.is_cpu(), "add_batch: ", name, " must be on the CPU, got ", input.device());
+  return input.detach().to(at::kFloat).reshape({-1, k});
+}
+
+at::Tensor checked_weights(const at::Tensor& token_weights, const at::Tensor& input) {
+  TORCH_CHECK(token_weights.sizes() == input.sizes().slice(0, input.dim() - 1),
+              "add_batch: token_weights must have the shape of input without its last dimension, ",
+              input.sizes().slice(0, input.dim() - 1), ", got ", token_weights.sizes());
+  const at::Tensor weights = token_weights.detach().to(at::kCPU, at::kFloat).reshape({-1});
+  TORCH_CHECK(weights.isfinite().logical_and(weights.ge(0)).all().item<bool>(),
+              "add_batch: token_weights must be finite and at least 0, got values from ",
+              weights.numel() > 0 ? weights.min().item<float>() : 0, " to ",
+              weights.numel() > 0 ? weights.max().item<float>() : 0);
+  return weights;
+}
+
+int64_t count_nonfinite(const at::Tensor& values) {
+  return values.numel() - values.isfinite().sum().item<int64_t>();
+}
+
+// Sum of squares of each column, f64 [K]. Off the diagonal a Gram matrix is nowhere larger than the largest of them.
+at::Tensor squares_of(const at::Tensor& rows) {
+  return at::linalg_vector_norm(rows, 2, at::IntArrayRef{0}, false, at::kDouble).square_();
+}
+
+void add_to(at::Tensor& sum, const at::Tensor& values) {
+  sum = sum.defined() ? sum.add_(values) : values;
+}
+
+}  // namespace
 
 GPTQLayer::GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias, bool conv1d)
     : weight_(std::move(weight)), bias_(std::move(bias)), conv1d_(conv1d) {
@@ -31,62 +96,185 @@ at::Tensor GPTQLayer::weight_nk() const {
   return conv1d_ ? weight.t() : weight;
 }
 
-void GPTQLayer::add_batch(const at::Tensor& input) {
-  const at::NoGradGuard no_grad;
+GPTQLayer::Batch GPTQLayer::checked_batch(const at::Tensor& input, const at::Tensor& float_input,
+                                          const at::Tensor& token_weights, bool drop_nonfinite) const {
   const int64_t k = weight_nk().size(1);
-  TORCH_CHECK(input.dim() >= 1 && input.size(-1) == k, "add_batch: input must be [..., K] = [..., ", k, "], got ",
-              input.sizes());
-  TORCH_CHECK(input.is_floating_point(), "add_batch: input must be floating point, got ", input.scalar_type());
-  TORCH_CHECK(input.is_cpu(), "add_batch: input must be on the CPU, got ", input.device());
-  const at::Tensor rows = input.detach().to(at::kFloat).reshape({-1, k});
-  if (rows.size(0) == 0) {
+  Batch batch;
+  batch.rows = checked_rows(input, k, "input");
+  if (float_input.defined()) {
+    TORCH_CHECK(float_input.sizes() == input.sizes(), "add_batch: float_input must have the shape of input, ",
+                input.sizes(), ", got ", float_input.sizes());
+    batch.float_rows = checked_rows(float_input, k, "float_input");
+  }
+  if (nsamples() > 0) {
+    const bool had = sums_[0].drift.defined() || sums_[1].drift.defined();
+    TORCH_CHECK(had == float_input.defined(), "add_batch: float_input must be given with every batch or none, got ",
+                had ? "none" : "one", " after ", nsamples(), had ? " with" : " without");
+  }
+  if (token_weights.defined()) {
+    batch.weights = checked_weights(token_weights, input);
+    batch.keep(batch.weights.gt(0));
+  }
+  if (drop_nonfinite) {
+    at::Tensor finite = batch.rows.isfinite().all(1);
+    if (batch.float_rows.defined()) {
+      finite = finite.logical_and(batch.float_rows.isfinite().all(1));
+    }
+    batch.dropped = batch.size() - finite.sum().item<int64_t>();
+    if (batch.dropped > 0) {
+      batch.keep(finite);
+    }
+  }
+  return batch;
+}
+
+void GPTQLayer::add_batch(const at::Tensor& input, const at::Tensor& float_input, const at::Tensor& token_weights,
+                          bool drop_nonfinite) {
+  const at::NoGradGuard no_grad;
+  const Batch batch = checked_batch(input, float_input, token_weights, drop_nonfinite);
+  if (batch.size() > 0) {
+    at::Tensor squares = squares_of(batch.rows);
+    for (const auto& [rows, name] : {std::pair{batch.rows, "input"}, std::pair{batch.float_rows, "float_input"}}) {
+      TORCH_CHECK(!rows.defined() || squares_of(rows).isfinite().all().item<bool>(), "add_batch: ", name,
+                  " must be finite in float32, got ", count_nonfinite(rows), " NaN or Inf values of ", rows.numel());
+    }
+    const double heaviest = batch.weights.defined() ? batch.weights.max().item<double>() : 1;
+    for (const Sums& sums : sums_) {
+      if (sums.gram.defined()) {
+        squares.add_(sums.gram.diagonal());
+      }
+    }
+    const double largest = heaviest * squares.max().item<double>();
+    TORCH_CHECK(largest < std::numeric_limits<float>::max() / 2,
+                "add_batch: input is too large: a sum of its squares is ", largest, ", beyond float32");
+    // Halves of each batch, so that both see all kinds of input.
+    const int64_t first = (batch.size() + nsamples() % 2) / 2;
+    add(batch.part(0, first), sums_[0]);
+    add(batch.part(first, batch.size() - first), sums_[1]);
+  }
+  dropped_ += batch.dropped;
+}
+
+void GPTQLayer::add(const Batch& batch, Sums& sums) {
+  if (batch.size() == 0) {
     return;
   }
-  // Off the diagonal a Gram matrix is nowhere larger than on it.
-  at::Tensor squares = at::linalg_vector_norm(rows, 2, at::IntArrayRef{0}, false, at::kDouble).square_();
-  if (!squares.isfinite().all().item<bool>()) {
-    const int64_t bad = rows.numel() - rows.isfinite().sum().item<int64_t>();
-    TORCH_CHECK(false, "add_batch: input must be finite in float32, got ", bad, " NaN or Inf values of ", rows.numel());
+  const int64_t k = batch.rows.size(1);
+  const auto weighted = [&](const at::Tensor& rows, const at::Tensor& weights) {
+    return weights.defined() ? rows.mul(weights.unsqueeze(1)) : rows;
+  };
+  const at::Tensor root = batch.weights.defined() ? batch.weights.sqrt() : batch.weights;
+  const at::Tensor rows = weighted(batch.rows, root);
+  if (!sums.gram.defined()) {
+    sums.gram = at::zeros({k, k}, at::kFloat);
   }
-  if (gram_.defined()) {
-    squares.add_(gram_.diagonal());
+  add_gram(sums.gram, rows);
+  add_to(sums.input, weighted(batch.rows, batch.weights).sum(0, /*keepdim=*/false, at::kDouble));
+  if (batch.float_rows.defined()) {
+    const at::Tensor difference = weighted(batch.float_rows, root).sub(rows);
+    add_to(sums.drift, coarse_product(difference.t(), rows.t()));
+    add_to(sums.float_input, weighted(batch.float_rows, batch.weights).sum(0, /*keepdim=*/false, at::kDouble));
   }
-  const double largest = squares.max().item<double>();
-  TORCH_CHECK(largest < std::numeric_limits<float>::max() / 2,
-              "add_batch: input is too large: a sum of its squares is ", largest, ", beyond float32");
-  if (!gram_.defined()) {
-    gram_ = at::zeros({k, k}, at::kFloat);
-  }
-  add_gram(gram_, rows);
-  nsamples_ += rows.size(0);
+  sums.weight += batch.weights.defined() ? batch.weights.sum(at::kDouble).item<double>() : batch.size();
+  sums.nsamples += batch.size();
 }
 
 at::Tensor GPTQLayer::hessian() const {
   const at::NoGradGuard no_grad;
   const int64_t k = weight_nk().size(1);
-  return gram_.defined() ? mirrored(gram_, 2.0 / static_cast<double>(nsamples_)) : at::zeros({k, k}, at::kFloat);
+  at::Tensor gram;
+  for (const Sums& sums : sums_) {
+    if (sums.gram.defined()) {
+      gram = gram.defined() ? gram.add(sums.gram) : sums.gram;
+    }
+  }
+  return gram.defined() ? mirrored(gram, 2.0 / (sums_[0].weight + sums_[1].weight)) : at::zeros({k, k}, at::kFloat);
 }
 
-at::Tensor GPTQLayer::gram() const {
+LayerStatistics GPTQLayer::statistics() const {
   const at::NoGradGuard no_grad;
-  const int64_t k = weight_nk().size(1);
-  return gram_.defined() ? mirrored(gram_, 1.0) : at::zeros({k, k}, at::kFloat);
+  LayerStatistics statistics;
+  statistics.nsamples = nsamples();
+  if (nsamples() == 0) {
+    return statistics;
+  }
+  const double weight = sums_[0].weight + sums_[1].weight;
+  const auto over_both = [&](at::Tensor Sums::* member, double share) {
+    at::Tensor total;
+    for (const Sums& sums : sums_) {
+      if ((sums.*member).defined()) {
+        total = total.defined() ? total.add(sums.*member) : sums.*member;
+      }
+    }
+    return total.defined() ? total.mul(share / weight) : total;
+  };
+  statistics.hessian = hessian();
+  statistics.drift = over_both(&Sums::drift, 2);
+  statistics.mean = over_both(&Sums::input, 1);
+  statistics.float_mean = over_both(&Sums::float_input, 1);
+  const Sums& half = sums_[1];
+  if (sums_[0].nsamples > 0 && half.nsamples > 0) {
+    statistics.half_hessian = mirrored(half.gram, 2.0 / half.weight);
+    statistics.half_drift = half.drift.defined() ? half.drift.mul(2.0 / half.weight) : half.drift;
+  }
+  return statistics;
 }
 
-void GPTQLayer::set_gram(const at::Tensor& gram, int64_t nsamples) {
+std::vector<at::Tensor> GPTQLayer::state() const {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> state;
+  for (const Sums& sums : sums_) {
+    for (const at::Tensor& tensor : {sums.gram, sums.drift, sums.input, sums.float_input}) {
+      state.push_back(tensor.defined() ? tensor.clone() : at::empty({0}));
+    }
+    state.push_back(at::tensor({sums.weight, static_cast<double>(sums.nsamples)}, at::kDouble));
+  }
+  state.push_back(at::tensor({dropped_}, at::kLong));
+  return state;
+}
+
+void GPTQLayer::set_state(const std::vector<at::Tensor>& state) {
   const at::NoGradGuard no_grad;
   const int64_t k = weight_nk().size(1);
-  TORCH_CHECK(gram.dim() == 2 && gram.size(0) == k && gram.size(1) == k, "set_gram: gram must be [K, K] = [", k, ", ",
-              k, "], got ", gram.sizes());
-  TORCH_CHECK(nsamples >= 0, "set_gram: nsamples must be at least 0, got ", nsamples);
-  gram_ = nsamples > 0 ? gram.detach().to(at::kFloat).clone() : at::Tensor();
-  nsamples_ = nsamples;
+  constexpr size_t per_half = 5;
+  TORCH_CHECK(state.size() == 2 * per_half + 1, "set_state: state must hold ", 2 * per_half + 1, " tensors, got ",
+              state.size());
+  const auto read = [&](size_t index, at::IntArrayRef sizes, at::ScalarType dtype) {
+    const at::Tensor& tensor = state[index];
+    TORCH_CHECK(tensor.numel() == 0 || tensor.sizes() == sizes, "set_state: tensor ", index, " must be empty or ",
+                sizes, ", got ", tensor.sizes());
+    return tensor.numel() == 0 ? at::Tensor() : tensor.detach().to(dtype).clone();
+  };
+  std::array<Sums, 2> sums;
+  for (size_t half = 0; half < sums.size(); ++half) {
+    const size_t first = half * per_half;
+    sums[half].gram = read(first, {k, k}, at::kFloat);
+    sums[half].drift = read(first + 1, {k, k}, at::kFloat);
+    sums[half].input = read(first + 2, {k}, at::kDouble);
+    sums[half].float_input = read(first + 3, {k}, at::kDouble);
+    const at::Tensor counts = read(first + 4, {2}, at::kDouble);
+    TORCH_CHECK(counts.defined() && counts.ge(0).all().item<bool>(), "set_state: counts must be at least 0");
+    sums[half].weight = counts[0].item<double>();
+    sums[half].nsamples = static_cast<int64_t>(counts[1].item<double>());
+    const bool has_inputs = sums[half].nsamples > 0;
+    TORCH_CHECK(has_inputs == sums[half].gram.defined() && has_inputs == sums[half].input.defined() &&
+                    sums[half].drift.defined() == sums[half].float_input.defined() &&
+                    (!has_inputs || sums[half].weight > 0),
+                "set_state: sums and counts must be there together");
+  }
+  const at::Tensor dropped = read(2 * per_half, {1}, at::kLong);
+  sums_ = std::move(sums);
+  dropped_ = dropped.defined() ? dropped.item<int64_t>() : 0;
 }
 
 QuantizeResult GPTQLayer::quantize(const QuantizeOptions& options) const {
-  TORCH_CHECK(nsamples_ > 0 || options.mode == "rtn", "GPTQLayer: quantize in mode \"", options.mode,
+  TORCH_CHECK(nsamples() > 0 || options.mode == "rtn", "GPTQLayer: quantize in mode \"", options.mode,
               "\" needs at least one input from add_batch, got none");
-  return quantize_weight(weight_nk(), nsamples_ > 0 ? hessian() : at::Tensor(), options);
+  LayerStatistics gathered = statistics();
+  if (!bias_.has_value()) {
+    gathered.mean = at::Tensor();
+  }
+  return quantize_weight(weight_nk(), gathered, options);
 }
 
 void GPTQLayer::write_back(const QuantizeResult& result) {
@@ -98,7 +286,12 @@ void GPTQLayer::write_back(const QuantizeResult& result) {
   const at::Tensor values = result.dequantize().to(target.scalar_type());
   TORCH_CHECK(values.isfinite().all().item<bool>(), "write_back: the dequantized weight must be finite in the ",
               target.scalar_type(), " of the layer's weight, got values beyond it");
+  TORCH_CHECK(!result.bias_shift.defined() || bias_.has_value(),
+              "write_back: result must have no bias_shift where the layer has no bias, got one");
   target.copy_(values);
+  if (result.bias_shift.defined()) {
+    bias_->add_(result.bias_shift.to(bias_->scalar_type()));
+  }
 }
 
 }  // namespace gptq

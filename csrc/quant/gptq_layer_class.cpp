@@ -8,44 +8,51 @@
 #include <utility>
 #include <vector>
 
-#include "quant/report_dict.h"
+#include "quant/result_tuple.h"
 
 namespace gptq {
 namespace {
 
 using LayerPtr = c10::intrusive_ptr<GPTQLayer>;
-// Weight, sum of x xᵀ and bias if there is one; conv1d; nsamples.
-using State = std::tuple<std::vector<at::Tensor>, bool, int64_t>;
+// The weight, the bias if there is one, and what was gathered; conv1d; whether there is a bias.
+using State = std::tuple<std::vector<at::Tensor>, bool, bool>;
+using OptionalTensor = const std::optional<at::Tensor>&;
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, c10::Dict<std::string, double>> quantize(
-    const LayerPtr& self, int64_t bits, int64_t group_size, bool symmetric, bool per_tensor, std::string act_order,
-    std::string mode, double damping, int64_t block_size, bool write_back) {
+void add_batch(const LayerPtr& self, const at::Tensor& input, OptionalTensor float_input, OptionalTensor token_weights,
+               bool drop_nonfinite) {
+  self->add_batch(input, float_input.value_or(at::Tensor()), token_weights.value_or(at::Tensor()), drop_nonfinite);
+}
+
+ResultTuple quantize(const LayerPtr& self, int64_t bits, int64_t group_size, bool symmetric, bool per_tensor,
+                     std::string act_order, std::string mode, double damping, int64_t block_size, bool write_back,
+                     double target_alpha, std::string scale_search, int64_t refine_sweeps, bool row_guard,
+                     bool correct_bias, bool search_damping, int64_t min_samples) {
   const QuantizeResult result = self->quantize(
-      {bits, group_size, symmetric, per_tensor, std::move(act_order), std::move(mode), damping, block_size});
+      {bits, group_size, symmetric, per_tensor, std::move(act_order), std::move(mode), damping, block_size,
+       target_alpha, std::move(scale_search), refine_sweeps, row_guard, correct_bias, search_damping, min_samples});
   if (write_back) {
     self->write_back(result);
   }
-  return {result.codes, result.scales, result.zeros, report_dict(result.report)};
+  return result_tuple(result);
 }
 
 State get_state(const LayerPtr& self) {
-  std::vector<at::Tensor> tensors{self->weight(), self->gram()};
+  std::vector<at::Tensor> tensors{self->weight()};
   if (self->bias().has_value()) {
     tensors.push_back(*self->bias());
   }
-  return {std::move(tensors), self->conv1d(), self->nsamples()};
+  for (const at::Tensor& tensor : self->state()) {
+    tensors.push_back(tensor);
+  }
+  return {std::move(tensors), self->conv1d(), self->bias().has_value()};
 }
 
 LayerPtr set_state(const State& state) {
-  const auto& [tensors, conv1d, nsamples] = state;
-  TORCH_CHECK(tensors.size() == 2 || tensors.size() == 3,
-              "GPTQLayer: state must hold weight, gram and at most a bias, got ", tensors.size(), " tensors");
-  std::optional<at::Tensor> bias;
-  if (tensors.size() == 3) {
-    bias = tensors[2];
-  }
-  auto layer = c10::make_intrusive<GPTQLayer>(tensors[0], bias, conv1d);
-  layer->set_gram(tensors[1], nsamples);
+  const auto& [tensors, conv1d, has_bias] = state;
+  const size_t first = has_bias ? 2 : 1;
+  TORCH_CHECK(tensors.size() > first, "GPTQLayer: state must hold more than ", first, " tensors, got ", tensors.size());
+  auto layer = c10::make_intrusive<GPTQLayer>(tensors[0], has_bias ? std::optional(tensors[1]) : std::nullopt, conv1d);
+  layer->set_state({tensors.begin() + static_cast<std::ptrdiff_t>(first), tensors.end()});
   return layer;
 }
 
@@ -53,16 +60,24 @@ LayerPtr set_state(const State& state) {
 
 TORCH_LIBRARY_FRAGMENT(gptq, m) {
   using torch::arg;
+  const QuantizeOptions defaults;
   m.class_<GPTQLayer>("GPTQLayer")
       .def(torch::init<at::Tensor, std::optional<at::Tensor>, bool>(), "",
            {arg("weight"), arg("bias") = c10::IValue(), arg("conv1d") = false})
-      .def("add_batch", &GPTQLayer::add_batch, "", {arg("input")})
+      .def("add_batch", add_batch, "",
+           {arg("input"), arg("float_input") = c10::IValue(), arg("token_weights") = c10::IValue(),
+            arg("drop_nonfinite") = false})
       .def("quantize", quantize, "",
-           {arg("bits") = 4, arg("group_size") = 128, arg("symmetric") = true, arg("per_tensor") = false,
-            arg("act_order") = "auto", arg("mode") = "default", arg("damping") = 0.01, arg("block_size") = 128,
-            arg("write_back") = false})
+           {arg("bits") = defaults.bits, arg("group_size") = defaults.group_size, arg("symmetric") = defaults.symmetric,
+            arg("per_tensor") = defaults.per_tensor, arg("act_order") = defaults.act_order, arg("mode") = defaults.mode,
+            arg("damping") = defaults.damping, arg("block_size") = defaults.block_size, arg("write_back") = false,
+            arg("target_alpha") = defaults.target_alpha, arg("scale_search") = defaults.scale_search,
+            arg("refine_sweeps") = defaults.refine_sweeps, arg("row_guard") = defaults.row_guard,
+            arg("correct_bias") = defaults.correct_bias, arg("search_damping") = defaults.search_damping,
+            arg("min_samples") = defaults.min_samples})
       .def("hessian", &GPTQLayer::hessian)
       .def("nsamples", &GPTQLayer::nsamples)
+      .def("dropped", &GPTQLayer::dropped)
       .def_pickle([](const LayerPtr& self) { return get_state(self); },
                   [](const State& state) { return set_state(state); });
   // Not beside the other schemas in library.cpp: this one names the class, which must be registered before it.

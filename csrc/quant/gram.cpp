@@ -2,15 +2,19 @@
 
 #include <algorithm>
 
+#include "quant/product.h"
+
 namespace gptq {
 
 void add_gram(at::Tensor& gram, const at::Tensor& rows) {
-  constexpr int64_t block = 256;  // wide enough for the product to run at full speed
+  constexpr int64_t block = 512;  // wide enough for the product to run at full speed
   const int64_t k = gram.size(0);
+  const at::Tensor columns = rows.t().contiguous();
   for (int64_t first = 0; first < k; first += block) {
     const int64_t width = std::min(block, k - first);
-    const at::Tensor right = rows.narrow(1, first, k - first);
-    gram.narrow(0, first, width).narrow(1, first, k - first).addmm_(rows.narrow(1, first, width).t(), right);
+    gram.narrow(0, first, width)
+        .narrow(1, first, k - first)
+        .add_(product(columns.narrow(0, first, width), columns.narrow(0, first, k - first)));
   }
 }
 

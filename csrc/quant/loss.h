@@ -4,9 +4,12 @@
 
 namespace gptq {
 
-/// tr(A H Aᵀ), summed in float64; with H undefined, of H = I.
+/// a H aᵀ of each row a of A, f64 [N], summed in float64; with H undefined, of H = I.
 /// @param rows f32 or f64 [N, K]
 /// @param hessian [K, K] in the same dtype
+at::Tensor row_forms(const at::Tensor& rows, const at::Tensor& hessian);
+
+/// tr(A H Aᵀ): the sum of row_forms.
 double quadratic_form(const at::Tensor& rows, const at::Tensor& hessian);
 
 }  // namespace gptq

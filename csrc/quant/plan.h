@@ -17,9 +17,15 @@ struct Plan {
   GridRule rule;
   int64_t group_size;  ///< 1..K
   bool per_tensor;
-  bool sweep;           ///< false: round to nearest
-  bool act_order;       ///< columns by descending diagonal of H
-  bool dynamic_groups;  ///< group scales from the updated weights
+  bool sweep;            ///< false: round to nearest
+  bool by_diagonal;      ///< columns by descending diagonal of H
+  bool permute;          ///< groups of columns that follow each other in that order
+  bool dynamic_groups;   ///< group scales from the updated weights
+  bool weighted_scales;  ///< scale search
+  bool row_guard;
+  bool correct_bias;
+  bool search_damping;
+  int64_t refine_sweeps;
   double damping;
   double target_alpha;
   int64_t block_size;

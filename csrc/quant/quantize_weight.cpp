@@ -1,134 +1,219 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
 #include <gptq/quantize_weight.h>
 
+#include <array>
 #include <cmath>
 
 #include "quant/factor.h"
 #include "quant/grid.h"
 #include "quant/loss.h"
 #include "quant/plan.h"
+#include "quant/product.h"
+#include "quant/refine.h"
+#include "quant/scale_search.h"
+#include "quant/statistics.h"
 #include "quant/sweep.h"
 
 namespace gptq {
 namespace {
 
-// Largest difference between H and Hᵀ, as a share of the largest entry, that passes for rounding.
-constexpr double kSymmetryTolerance = 1e-4;
+// What the damping is multiplied by in turn when it is searched.
+constexpr std::array kDampingFactors{1.0, 3.0, 10.0};
 
-void check_finite(const at::Tensor& values, const char* name) {
-  const int64_t bad = values.numel() - values.isfinite().sum().item<int64_t>();
-  TORCH_CHECK(bad == 0, "quantize_weight: ", name, " must be finite in ", values.scalar_type(), ", got ", bad,
-              " NaN or Inf values of ", values.numel());
+// Codes, their grid, and the loss of each row, f64 [N].
+struct Solution {
+  Grid grid;
+  at::Tensor codes;
+  at::Tensor losses;
+
+  at::Tensor values(at::ScalarType dtype) const {
+    return dequantize_codes(codes, grid.scales, grid.zeros, grid.group_size, dtype);
+  }
+};
+
+at::Tensor sweep_order(const at::Tensor& hessian, bool by_diagonal) {
+  return by_diagonal ? at::argsort(hessian.diagonal(), /*stable=*/true, /*dim=*/0, /*descending=*/true)
+                     : at::arange(hessian.size(0), at::kLong);
 }
 
-at::Tensor checked_weight(const at::Tensor& weight) {
-  TORCH_CHECK(weight.defined() && weight.dim() == 2 && weight.numel() > 0,
-              "quantize_weight: weight must be [N, K] with at least one row and one column, got ",
-              weight.defined() ? weight.sizes() : at::IntArrayRef{});
-  TORCH_CHECK(weight.is_floating_point(), "quantize_weight: weight must be floating point, got ", weight.scalar_type());
-  TORCH_CHECK(weight.is_cpu(), "quantize_weight: weight must be on the CPU, got ", weight.device());
-  const auto dtype = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor values = weight.detach().to(dtype).contiguous();
-  check_finite(values, "weight");
-  return values;
-}
-
-// The Hessian in the weight's dtype.
-at::Tensor checked_hessian(const at::Tensor& hessian, const at::Tensor& weight) {
-  const int64_t k = weight.size(1);
-  TORCH_CHECK(hessian.dim() == 2 && hessian.size(0) == k && hessian.size(1) == k,
-              "quantize_weight: hessian must be [K, K] = [", k, ", ", k, "], got ", hessian.sizes());
-  TORCH_CHECK(hessian.is_floating_point(), "quantize_weight: hessian must be floating point, got ",
-              hessian.scalar_type());
-  TORCH_CHECK(hessian.is_cpu(), "quantize_weight: hessian must be on the CPU, got ", hessian.device());
-  const at::Tensor values = hessian.detach().to(weight.scalar_type()).contiguous();
-  check_finite(values, "hessian");
-  const double largest = values.abs().max().item<double>();
-  const double difference = values.sub(values.t()).abs_().max().item<double>();
-  TORCH_CHECK(difference <= kSymmetryTolerance * largest,
-              "quantize_weight: hessian must be symmetric, got a difference of ", difference,
-              " between H and its transpose; its largest entry is ", largest);
-  const double least = values.diagonal().min().item<double>();
-  TORCH_CHECK(least >= 0, "quantize_weight: hessian must be positive semidefinite, got ", least, " on its diagonal");
-  return values;
+// In the order of storage what the factor holds in sweep order.
+at::Tensor as_stored(const at::Tensor& swept, const Factor& factor) {
+  return at::empty_like(swept).index_copy_(0, factor.order, swept);
 }
 
 // The weight that the float model's outputs ask for on drifted inputs.
 at::Tensor moved_weight(const at::Tensor& weight, const at::Tensor& drift, const Factor& factor, double alpha) {
-  const int64_t k = weight.size(1);
-  TORCH_CHECK(drift.dim() == 2 && drift.size(0) == k && drift.size(1) == k, "quantize_weight: drift must be [K, K] = [",
-              k, ", ", k, "], got ", drift.sizes());
-  TORCH_CHECK(drift.is_floating_point(), "quantize_weight: drift must be floating point, got ", drift.scalar_type());
-  TORCH_CHECK(drift.is_cpu(), "quantize_weight: drift must be on the CPU, got ", drift.device());
-  const at::Tensor values = drift.detach().to(weight.scalar_type());
-  check_finite(values, "drift");
-  const at::Tensor moved = times_inverse(weight.mm(values), factor).mul_(alpha).add_(weight);
+  const at::Tensor moved = times_inverse(product(weight, drift.t()), factor).mul_(alpha).add_(weight);
   check_finite(moved, "weight moved against the drift");
   return moved;
 }
 
-at::Tensor sweep_order(const at::Tensor& hessian, bool act_order) {
-  return act_order ? at::argsort(hessian.diagonal(), /*stable=*/true, /*dim=*/0, /*descending=*/true)
-                   : at::arange(hessian.size(0), at::kLong);
+Solution round_to_nearest(const at::Tensor& weight, const at::Tensor& hessian, const Plan& plan) {
+  Solution solution{minmax_grid(weight, plan), {}, {}};
+  solution.codes = round_to_grid(weight, solution.grid);
+  solution.losses = row_forms(weight.sub(solution.values(weight.scalar_type())), hessian);
+  return solution;
 }
 
-double grid_loss(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& codes, const Grid& grid) {
-  const at::Tensor values = dequantize_codes(codes, grid.scales, grid.zeros, grid.group_size, weight.scalar_type());
-  return quadratic_form(weight.sub(values), hessian);
+Solution swept(const at::Tensor& weight, const Factor& factor, const Plan& plan) {
+  Solution solution{minmax_grid(weight, plan), {}, {}};
+  if (plan.weighted_scales && !plan.dynamic_groups) {
+    search_grid(weight, as_stored(factor.pivots, factor), solution.grid);
+  }
+  SweepResult result = sweep(weight, factor, plan, solution.grid);
+  solution.codes = std::move(result.codes);
+  solution.losses = result.losses.clamp_min_(0);
+  return solution;
 }
 
-void fill_losses(const at::Tensor& weight, const at::Tensor& hessian, double loss, double rtn_loss,
-                 QuantizeReport& report) {
-  const double size = quadratic_form(weight, hessian);
-  report.loss = loss;
-  report.rtn_loss = rtn_loss;
-  report.relative_error = size > 0 ? std::sqrt(loss / size) : 0;
-  report.rtn_relative_error = size > 0 ? std::sqrt(rtn_loss / size) : 0;
+void refine(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor, const Plan& plan,
+            Solution& solution) {
+  at::Tensor damped = hessian.clone();
+  damped.diagonal().add_(as_stored(factor.added, factor).to(damped.scalar_type()));
+  refine_codes(weight, damped, plan.refine_sweeps, /*fit_scales=*/!plan.per_tensor, solution.grid, solution.codes);
+  solution.losses = row_forms(weight.sub(solution.values(weight.scalar_type())), hessian);
+}
+
+// Takes the rows of nearest where they are better; returns how many.
+int64_t guard_rows(const Solution& nearest, Solution& solution) {
+  const at::Tensor worse = solution.losses.gt(nearest.losses);
+  const int64_t count = worse.sum().item<int64_t>();
+  if (count > 0) {
+    solution.codes = at::where(worse.unsqueeze(1), nearest.codes, solution.codes);
+    solution.grid.scales = at::where(worse, nearest.grid.scales, solution.grid.scales);
+    solution.grid.zeros = at::where(worse, nearest.grid.zeros, solution.grid.zeros);
+    solution.losses = at::where(worse, nearest.losses, solution.losses);
+  }
+  return count;
+}
+
+// The damping that does best on one half of the inputs when the other is fitted, on some of the rows. With drift the
+// loss is that of the outputs: 2/n Σ |W x - Q x̂|² less what does not depend on Q.
+double searched_damping(const at::Tensor& weight, const LayerStatistics& statistics, const Plan& plan) {
+  constexpr int64_t rows = 512;
+  const int64_t stride = std::max<int64_t>(1, weight.size(0) / rows);
+  const at::Tensor some = weight.slice(0, 0, c10::nullopt, stride).contiguous();
+  const at::Tensor fitted = statistics.hessian.mul(2).sub_(statistics.half_hessian);
+  fitted.diagonal().clamp_min_(0);
+  double best_loss = INFINITY, best = plan.damping;
+  for (const double multiple : kDampingFactors) {
+    const double damping = multiple * plan.damping;
+    const Factor factor = factorise(fitted, sweep_order(fitted, plan.by_diagonal), damping);
+    at::Tensor target = some;
+    if (statistics.half_drift.defined()) {
+      const at::Tensor drift = statistics.drift.mul(2).sub_(statistics.half_drift);
+      target = moved_weight(some, drift, factor, plan.target_alpha);
+    }
+    const at::Tensor error = some.sub(swept(target, factor, plan).values(some.scalar_type()));
+    double loss = quadratic_form(error, statistics.half_hessian);
+    if (statistics.half_drift.defined()) {
+      loss += 2 * product(some, statistics.half_drift.t()).mul_(error).sum(at::kDouble).item<double>();
+    }
+    if (loss < best_loss) {
+      best_loss = loss;
+      best = damping;
+    }
+  }
+  return best;
+}
+
+void fill_report(const at::Tensor& weight, const LayerStatistics& statistics, const Factor& factor,
+                 const Solution& nearest, const Solution& solution, QuantizeReport& report) {
+  const double size = quadratic_form(weight, statistics.hessian);
+  report.loss = solution.losses.sum().item<double>();
+  report.rtn_loss = nearest.losses.sum().item<double>();
+  report.relative_error = size > 0 ? std::sqrt(report.loss / size) : 0;
+  report.rtn_relative_error = size > 0 ? std::sqrt(report.rtn_loss / size) : 0;
+  report.damping = factor.damping;
+  report.damping_escalations = factor.damping_escalations;
+  report.float64 = factor.float64;
+  report.dead_columns = statistics.hessian.defined() ? statistics.hessian.diagonal().eq(0).sum().item<int64_t>() : 0;
+}
+
+// Everything after the checks.
+QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Plan plan) {
+  QuantizeResult result;
+  const bool correct_bias = plan.sweep && given.mean.defined();
+  const LayerStatistics statistics = correct_bias ? centred(given) : given;
+  at::Tensor target = weight;
+  Factor factor;
+  if (plan.sweep) {
+    if (plan.search_damping) {
+      plan.damping = searched_damping(weight, given, plan);
+    }
+    factor = factorise(statistics.hessian, sweep_order(statistics.hessian, plan.by_diagonal), plan.damping);
+    if (statistics.drift.defined()) {
+      target = moved_weight(weight, statistics.drift, factor, plan.target_alpha);
+    }
+  }
+  const Solution nearest = round_to_nearest(target, statistics.hessian, plan);
+  Solution solution = nearest;
+  if (plan.sweep) {
+    solution = swept(target, factor, plan);
+    result.report.sweep_loss = solution.losses.sum().item<double>();
+    if (plan.refine_sweeps > 0) {
+      refine(target, statistics.hessian, factor, plan, solution);
+    }
+    if (plan.row_guard) {
+      result.report.guarded_rows = guard_rows(nearest, solution);
+    }
+  }
+  fill_report(target, statistics, factor, nearest, solution, result.report);
+  if (correct_bias) {
+    const at::Tensor float_mean = given.float_mean.defined() ? given.float_mean : given.mean;
+    result.bias_shift = weight.mv(float_mean).sub_(solution.values(weight.scalar_type()).mv(given.mean)).to(at::kFloat);
+  }
+  result.codes = solution.codes;
+  result.scales = solution.grid.scales;
+  result.zeros = solution.grid.zeros;
+  return result;
 }
 
 }  // namespace
 
-QuantizeResult quantize_weight(const at::Tensor& weight, const at::Tensor& hessian, const QuantizeOptions& options,
-                               const at::Tensor& drift) {
+QuantizeResult quantize_weight(const at::Tensor& weight, const LayerStatistics& statistics,
+                               const QuantizeOptions& options) {
   const at::NoGradGuard no_grad;
   at::Tensor w = checked_weight(weight);
-  const Plan plan = make_plan(options, w.size(1));
-  TORCH_CHECK(hessian.defined() || !plan.sweep, "quantize_weight: hessian is required in mode \"", options.mode,
+  QuantizeOptions used = options;
+  Plan plan = make_plan(options, w.size(1));
+  const bool too_few = plan.sweep && statistics.nsamples >= 0 && statistics.nsamples < options.min_samples;
+  if (too_few) {
+    used.mode = "rtn";
+    plan = make_plan(used, w.size(1));
+  }
+  TORCH_CHECK(statistics.hessian.defined() || !plan.sweep, "quantize_weight: hessian is required in mode \"", used.mode,
               "\", got none");
-  const at::Tensor h = hessian.defined() ? checked_hessian(hessian, w) : at::Tensor();
-
-  QuantizeResult result;
-  Factor factor;
-  if (plan.sweep) {
-    factor = factorise(h, sweep_order(h, plan.act_order), plan.damping);
-    if (drift.defined() && plan.target_alpha > 0) {
-      w = moved_weight(w, drift, factor, plan.target_alpha);
-    }
+  LayerStatistics read = checked_statistics(statistics, w, plan);
+  at::Tensor order;
+  if (plan.permute) {
+    order = sweep_order(read.hessian, true);
+    w = w.index_select(1, order);
+    read = permuted(read, order);
   }
-  Grid grid = minmax_grid(w, plan);
-  result.codes = round_to_grid(w, grid);
-  const double rtn_loss = grid_loss(w, h, result.codes, grid);
-  double loss = rtn_loss;
-  if (plan.sweep) {
-    result.codes = sweep(w, factor, plan, grid);
-    loss = grid_loss(w, h, result.codes, grid);
-  }
-  result.report.damping = factor.damping;
-  result.report.damping_escalations = factor.damping_escalations;
-  result.report.float64 = factor.float64;
-  result.report.dead_columns = h.defined() ? h.diagonal().eq(0).sum().item<int64_t>() : 0;
-  fill_losses(w, h, loss, rtn_loss, result.report);
-  result.scales = grid.scales;
-  result.zeros = grid.zeros;
+  QuantizeResult result = solve(w, read, plan);
+  result.report.too_few_samples = too_few;
   result.group_size = options.per_tensor ? -1 : options.group_size;
+  if (order.defined()) {
+    result.input_order = order.to(at::kInt);
+  }
   return result;
 }
 
+QuantizeResult quantize_weight(const at::Tensor& weight, const at::Tensor& hessian, const QuantizeOptions& options) {
+  LayerStatistics statistics;
+  statistics.hessian = hessian;
+  return quantize_weight(weight, statistics, options);
+}
+
 at::Tensor QuantizeResult::dequantize() const {
-  return dequantize_codes(codes, scales, zeros, group_size, at::kFloat);
+  const at::Tensor values = dequantize_codes(codes, scales, zeros, group_size, at::kFloat);
+  return input_order.defined() ? at::empty_like(values).index_copy_(1, input_order.to(at::kLong), values) : values;
 }
 
 }  // namespace gptq

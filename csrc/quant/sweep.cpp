@@ -2,25 +2,19 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Half.h>
 
 #include <algorithm>
 #include <functional>
 
+#include "quant/strips.h"
 #include "quant/sweep_kernel.h"
 
 namespace gptq {
 namespace {
-
-// [N, C] as [n_strips, C, rows]: each strip holds its columns one after another. Rows beyond N hold pad.
-at::Tensor to_strips(const at::Tensor& matrix, int64_t rows, double pad) {
-  const int64_t n = matrix.size(0), n_strips = (n + rows - 1) / rows;
-  const at::Tensor padded = at::constant_pad_nd(matrix, {0, 0, 0, n_strips * rows - n}, pad);
-  return padded.view({n_strips, rows, matrix.size(1)}).transpose(1, 2).contiguous();
-}
 
 template <typename T>
 class Sweeper {
@@ -28,50 +22,50 @@ class Sweeper {
   Sweeper(const at::Tensor& weight, const Factor& factor, const Plan& plan, Grid& grid)
       : plan_(plan), n_(weight.size(0)), k_(weight.size(1)) {
     const auto dtype = weight.scalar_type();
-    weights_ = to_strips(weight.index_select(1, factor.order), kRows, 0);
+    weights_ = to_strips<T>(weight.index_select(1, factor.order), 0);
     errors_ = at::empty_like(weights_);
-    scales_ = to_strips(grid.scales.t().to(dtype), kRows, 1);
-    zeros_ = to_strips(grid.zeros.t().to(dtype), kRows, 0);
+    scales_ = to_strips<T>(grid.scales.t().to(dtype), 1);
+    zeros_ = to_strips<T>(grid.zeros.t().to(dtype), 0);
     group_ = factor.order.div(grid.group_size, "floor");
     multipliers_ = factor.multipliers;
+    pivots_ = factor.pivots.to(dtype);
+    damping_ = factor.added.to(dtype);
+    losses_ = at::zeros({weights_.size(0), 1, kRows}, weights_.options());
     const int64_t target_columns = plan.dynamic_groups ? std::max(plan.block_size, plan.group_size) : plan.block_size;
     targets_ = at::empty({weights_.size(0), target_columns, kRows}, weights_.options());
   }
 
-  at::Tensor run(const Factor& factor, Grid& grid) {
+  SweepResult run(const Factor& factor, Grid& grid) {
     at::parallel_for(0, weights_.size(0), 1, [&](int64_t begin, int64_t end) {
       for (int64_t s = begin; s < end; ++s) {
         sweep_strip(s);
       }
     });
     if (plan_.dynamic_groups) {
-      grid.scales.copy_(from_strips(scales_).t());
-      grid.zeros.copy_(from_strips(zeros_).t());
+      grid.scales.copy_(from_strips(scales_, n_).t());
+      grid.zeros.copy_(from_strips(zeros_, n_).t());
     }
     at::Tensor codes = at::empty({n_, k_}, at::kByte);
-    codes.index_copy_(1, factor.order, from_strips(weights_).to(at::kByte));
-    return codes;
+    codes.index_copy_(1, factor.order, from_strips(weights_, n_).to(at::kByte));
+    return {codes, from_strips(losses_, n_).squeeze(1).to(at::kDouble)};
   }
 
  private:
   static constexpr int64_t kRows = kStripRows<T>;
 
-  at::Tensor from_strips(const at::Tensor& strips) const {
-    return strips.transpose(1, 2).reshape({-1, strips.size(1)}).narrow(0, 0, n_);
-  }
-
-  T* strip_data(const at::Tensor& strips, int64_t s) const { return strips.data_ptr<T>() + s * strips.size(1) * kRows; }
-
   void sweep_strip(int64_t s) const {
     const SweepStrip<T> strip{k_,
                               multipliers_.const_data_ptr<T>(),
+                              pivots_.const_data_ptr<T>(),
+                              damping_.const_data_ptr<T>(),
                               group_.const_data_ptr<int64_t>(),
-                              strip_data(weights_, s),
-                              strip_data(errors_, s),
-                              strip_data(scales_, s),
-                              strip_data(zeros_, s),
-                              static_cast<T>(plan_.rule.max_code())};
-    T* targets = strip_data(targets_, s);
+                              strip_data<T>(weights_, s),
+                              strip_data<T>(errors_, s),
+                              strip_data<T>(scales_, s),
+                              strip_data<T>(zeros_, s),
+                              static_cast<T>(plan_.rule.max_code()),
+                              strip_data<T>(losses_, s)};
+    T* targets = strip_data<T>(targets_, s);
     for (int64_t first = 0, last = 0; first < k_; first = last) {
       last = std::min(first + plan_.block_size, k_);
       if (plan_.dynamic_groups) {
@@ -91,6 +85,12 @@ class Sweeper {
     pull_errors(strip, 0, first, first, count, targets);
   }
 
+  // targets[c] += Σ_{j in [from, to)} errors[j] · M_j,first+c
+  static void pull_errors(const SweepStrip<T>& strip, int64_t from, int64_t to, int64_t first, int64_t count,
+                          T* targets) {
+    pull(strip.multipliers + first * strip.n_columns, strip.n_columns, strip.errors, from, to, count, targets);
+  }
+
   // What the published form has added to the weights of the columns from first on, before it sweeps them. They are not
   // the partial sums of the pull form, S = E_F M_Fg over swept columns F and columns g from first on, but X with
   // X M_gg = S. X goes to updates, and -X to the errors of g, which are free until g is swept.
@@ -108,8 +108,8 @@ class Sweeper {
   void set_group_grid(const SweepStrip<T>& strip, int64_t s, int64_t first, T* updates) const {
     const int64_t count = std::min(plan_.group_size, k_ - first);
     solve_updates(strip, first, count, updates);
-    T* scales = strip_data(scales_, s) + strip.group[first] * kRows;
-    T* zeros = strip_data(zeros_, s) + strip.group[first] * kRows;
+    T* scales = strip_data<T>(scales_, s) + strip.group[first] * kRows;
+    T* zeros = strip_data<T>(zeros_, s) + strip.group[first] * kRows;
     for (int64_t row = 0; row < std::min(kRows, n_ - s * kRows); ++row) {
       T lo = 0, hi = 0;
       for (int64_t c = 0; c < count; ++c) {
@@ -125,16 +125,16 @@ class Sweeper {
 
   const Plan& plan_;
   int64_t n_, k_;
-  at::Tensor weights_, errors_, scales_, zeros_, group_, multipliers_, targets_;
+  at::Tensor weights_, errors_, scales_, zeros_, group_, multipliers_, pivots_, damping_, losses_, targets_;
 };
 
 }  // namespace
 
-at::Tensor sweep(const at::Tensor& weight, const Factor& factor, const Plan& plan, Grid& grid) {
-  at::Tensor codes;
+SweepResult sweep(const at::Tensor& weight, const Factor& factor, const Plan& plan, Grid& grid) {
+  SweepResult result;
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "sweep",
-                             [&] { codes = Sweeper<scalar_t>(weight, factor, plan, grid).run(factor, grid); });
-  return codes;
+                             [&] { result = Sweeper<scalar_t>(weight, factor, plan, grid).run(factor, grid); });
+  return result;
 }
 
 }  // namespace gptq

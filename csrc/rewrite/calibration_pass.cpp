@@ -25,44 +25,18 @@ using torch::jit::Module;
 using torch::jit::Node;
 using torch::jit::Value;
 
-/// What is gathered at the input of a layer.
-struct Observer {
-  explicit Observer(const at::Tensor& weight, bool conv1d)
-      : layer(c10::make_intrusive<GPTQLayer>(weight, std::nullopt, conv1d)) {}
-
-  /// Adds inputs of the quantized stream, beside the same inputs of the float stream where their drift matters.
-  void add_batch(const at::Tensor& input, const at::Tensor& expected) {
-    layer->add_batch(input);
-    if (!expected.defined()) {
-      return;
-    }
-    const int64_t k = input.size(-1);
-    const at::Tensor rows = input.to(at::kFloat).reshape({-1, k});
-    if (!drift_sum.defined()) {
-      drift_sum = at::zeros({k, k}, at::kFloat);
-    }
-    drift_sum.addmm_((expected.to(at::kFloat).reshape({-1, k}) - rows).t(), rows);
-  }
-
-  at::Tensor drift() const {
-    return drift_sum.defined() ? drift_sum * (2.0 / static_cast<double>(layer->nsamples())) : at::Tensor();
-  }
-
-  c10::intrusive_ptr<GPTQLayer> layer;
-  at::Tensor drift_sum;  ///< f32 [K, K]: Σ (x - x̂) x̂ᵀ
-};
-
 /// One weight to quantize. Several linears may use it; its Hessian is complete at the last of them.
 struct Layer {
-  Layer(std::string layer_name, at::Tensor stored, bool transposed)
-      : name(std::move(layer_name)), weight(std::move(stored)), conv1d(transposed) {}
+  explicit Layer(const LinearNode& linear)
+      : name(linear.name), weight(linear.weight), bias(linear.bias), conv1d(linear.conv1d) {}
 
   std::string name;
   at::Tensor weight;  ///< as stored
+  at::Tensor bias;    ///< undefined: none
   bool conv1d;
   size_t last_stage = 0;
   size_t uses = 0;
-  std::shared_ptr<Observer> observer;  ///< shared by layers that read the same tensor
+  c10::intrusive_ptr<GPTQLayer> observer;  ///< gathers the inputs; shared by layers that read the same tensor
 };
 
 /// A point of the graph at which inputs are observed: those of linears that read the same tensor.
@@ -136,7 +110,8 @@ class CalibrationPass {
   void plan();
   double reach(const Stage& stage);
   GraphSlice advance(Stream& stream, const Stage& stage);
-  void observe(const Stage& stage, const at::Tensor& input, const at::Tensor& expected);
+  void observe(const Stage& stage, size_t batch, const at::Tensor& input, const at::Tensor& expected);
+  QuantizeOptions options_of(const Layer& layer) const;
   void probe(const Stage& stage);
   void finish_layers(size_t stage, double input_error, std::chrono::steady_clock::time_point start);
   QuantizedLinear quantize(const Layer& layer) const;
@@ -188,7 +163,7 @@ void CalibrationPass::plan() {
   for (const size_t i : c10::irange(quantized_.uses.size())) {
     const auto& [linear, layer_index] = quantized_.uses[i];
     if (layer_index == layers_.size()) {
-      layers_.emplace_back(linear.name, linear.weight, linear.conv1d);
+      layers_.emplace_back(linear);
     }
     const bool nested = top_level(linear.node) != linear.node;
     const auto key = std::pair{viewed(linear.input()), linear.in_features()};
@@ -205,12 +180,12 @@ void CalibrationPass::plan() {
     ++layers_[layer_index].uses;
   }
   for (const Stage& stage : stages_) {
-    std::shared_ptr<Observer> shared;
+    c10::intrusive_ptr<GPTQLayer> shared;
     for (const size_t i : stage.linears) {
       Layer& layer = layers_[quantized_.uses[i].layer];
       if (!layer.observer) {
         const bool share = layer.uses == 1 && shared;
-        layer.observer = share ? shared : std::make_shared<Observer>(layer.weight, layer.conv1d);
+        layer.observer = share ? shared : c10::make_intrusive<GPTQLayer>(layer.weight, std::nullopt, layer.conv1d);
         shared = layer.uses == 1 ? layer.observer : shared;
       }
     }
@@ -233,8 +208,7 @@ double CalibrationPass::reach(const Stage& stage) {
       const at::Tensor got = quantized_.live[i].at(quantized_input).toTensor();
       difference += squared_norm(got - expected);
       magnitude += squared_norm(expected);
-      observe(stage, got,
-              options_.quantize.mode == "default" && options_.quantize.target_alpha > 0 ? expected : at::Tensor());
+      observe(stage, i, got, expected);
     }
   }
   if (stage.nested) {
@@ -249,13 +223,32 @@ GraphSlice CalibrationPass::advance(Stream& stream, const Stage& stage) {
   return {*stream.graph, begin, anchor, values_needed_from(*stream.graph, anchor)};
 }
 
-void CalibrationPass::observe(const Stage& stage, const at::Tensor& input, const at::Tensor& expected) {
-  std::vector<const Observer*> fed;
+QuantizeOptions CalibrationPass::options_of(const Layer& layer) const {
+  return options_.quantize_layer ? options_.quantize_layer(layer.name) : options_.quantize;
+}
+
+void CalibrationPass::observe(const Stage& stage, size_t batch, const at::Tensor& input, const at::Tensor& expected) {
+  const auto reads_drift = [&](size_t linear) {
+    const QuantizeOptions options = options_of(layers_[quantized_.uses[linear].layer]);
+    return options.mode == "default" && options.target_alpha > 0;
+  };
+  const bool with_drift = std::any_of(stage.linears.begin(), stage.linears.end(), reads_drift);
+  at::Tensor weights;
+  if (!options_.token_weights.empty()) {
+    weights = options_.token_weights[batch];
+    TORCH_CHECK(weights.numel() * input.size(-1) == input.numel(), "quantize_module: token_weights of input ", batch,
+                " must have one element for each of the ", input.numel() / input.size(-1), " vectors at ",
+                quantized_.uses[stage.linears.front()].linear.name, ", got ", weights.sizes());
+    weights = weights.reshape(input.sizes().slice(0, input.dim() - 1));
+  }
+  std::vector<const GPTQLayer*> fed;
   for (const size_t i : stage.linears) {
     const Layer& layer = layers_[quantized_.uses[i].layer];
     if (std::find(fed.begin(), fed.end(), layer.observer.get()) == fed.end()) {
       fed.push_back(layer.observer.get());
-      at_layer(layer, [&] { layer.observer->add_batch(input, expected); });
+      at_layer(layer, [&] {
+        layer.observer->add_batch(input, with_drift ? expected : at::Tensor(), weights, options_.drop_nonfinite);
+      });
     }
   }
 }
@@ -268,9 +261,9 @@ void CalibrationPass::probe(const Stage& stage) {
   Node* copy = slice.clone_of(use.linear.node);
   Graph& graph = slice.graph();
   const torch::jit::WithInsertPoint before(copy);
-  graph.insertNode(
-      graph.create(c10::Symbol::fromQualString("gptq::observe"),
-                   {copy->input(use.linear.input_index), slice.add_input(layers_[use.layer].observer->layer)}, 0));
+  graph.insertNode(graph.create(c10::Symbol::fromQualString("gptq::observe"),
+                                {copy->input(use.linear.input_index), slice.add_input(layers_[use.layer].observer)},
+                                0));
   for (const LiveValues& live : quantized_.live) {
     LiveValues copies;
     for (const auto& [value, held] : live) {
@@ -306,26 +299,31 @@ void CalibrationPass::finish_layers(size_t stage, double input_error, std::chron
 QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
   const at::Tensor stored = layer.weight.detach();
   const at::Tensor weight = layer.conv1d ? stored.t() : stored;
-  QuantizeOptions options = options_.quantize;
-  QuantizeResult result;
-  const GPTQLayer& gathered = *layer.observer->layer;
-  if (gathered.nsamples() == 0) {
-    options.mode = "rtn";
+  const QuantizeOptions options = options_of(layer);
+  LayerStatistics statistics = layer.observer->statistics();
+  if (layer.uses > 1 || !layer.bias.defined()) {
+    statistics.mean = at::Tensor();  // no bias that is this weight's alone
   }
-  at_layer(layer, [&] { result = quantize_weight(weight, gathered.hessian(), options, layer.observer->drift()); });
+  QuantizeResult result;
+  at_layer(layer, [&] { result = quantize_weight(weight, statistics, options); });
   QuantizedLinear quantized;
   static_cast<LinearInfo&>(quantized) = {layer.name, weight.size(0), weight.size(1), layer.conv1d};
   quantized.bits = options.bits;
   quantized.group_size = result.group_size;
-  quantized.nsamples = gathered.nsamples();
+  quantized.nsamples = layer.observer->nsamples();
+  quantized.dropped = layer.observer->dropped();
   quantized.report = result.report;
   if (options.bits == 4) {
     quantized.packed = pack_w4(result.codes);
     quantized.scales = result.scales;
     quantized.zeros = options.symmetric ? at::Tensor() : result.zeros;
+    quantized.input_order = result.input_order;
   } else {
     const at::Tensor dequantized = result.dequantize();
     quantized.dequantized = (layer.conv1d ? dequantized.t() : dequantized).to(stored.scalar_type()).contiguous();
+  }
+  if (result.bias_shift.defined()) {
+    quantized.bias = layer.bias.detach().add(result.bias_shift.to(layer.bias.scalar_type()));
   }
   return quantized;
 }

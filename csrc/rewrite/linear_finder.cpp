@@ -92,14 +92,15 @@ std::optional<LinearNode> linear_with(Node* node, size_t input, size_t weight, s
   return linear;
 }
 
-bool bias_fits(const LinearNode& linear, const torch::jit::Module& module) {
+/// Fills in the bias, if the node takes one; false if it takes something else in its place.
+bool has_usable_bias(LinearNode& linear, const torch::jit::Module& module) {
   const Value* bias = linear.node->input(*linear.bias_index);
   if (bias->type()->kind() == c10::TypeKind::NoneType) {
     return true;
   }
-  const at::Tensor tensor = fixed_tensor(bias, module);
-  return tensor.defined() && tensor.dim() == 1 && tensor.size(0) == linear.out_features() &&
-         at::isFloatingType(tensor.scalar_type());
+  linear.bias = fixed_tensor(bias, module);
+  return linear.bias.defined() && linear.bias.dim() == 1 && linear.bias.size(0) == linear.out_features() &&
+         at::isFloatingType(linear.bias.scalar_type());
 }
 
 std::optional<LinearNode> match(Node* node, const torch::jit::Module& module) {
@@ -111,7 +112,7 @@ std::optional<LinearNode> match(Node* node, const torch::jit::Module& module) {
   } else if (is_kind(node, "aten::mm") || is_kind(node, "aten::matmul")) {
     linear = linear_with(node, 0, 1, std::nullopt, false, module);
   }
-  return linear && linear->bias_index && !bias_fits(*linear, module) ? std::nullopt : linear;
+  return linear && linear->bias_index && !has_usable_bias(*linear, module) ? std::nullopt : linear;
 }
 
 }  // namespace

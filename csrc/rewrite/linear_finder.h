@@ -20,6 +20,7 @@ struct LinearNode {
   torch::jit::Value* weight_value = nullptr;  ///< the value that holds the weight as stored
   std::string name;   ///< the weight's attribute path without ".weight", as "transformer.h.0.mlp.c_fc"
   at::Tensor weight;  ///< [N, K], or [K, N] if conv1d
+  at::Tensor bias;    ///< [N]; undefined: none
   bool conv1d = false;
 
   torch::jit::Value* input() const { return node->input(input_index); }

@@ -7,6 +7,9 @@ using torch::jit::Graph;
 using torch::jit::Node;
 using torch::jit::Value;
 
+/// Not "bias", which another linear may share.
+constexpr const char* kBias = "corrected_bias";
+
 /// "h.0.mlp.c_fc" -> "h.0.mlp.c_fc.packed"; a weight of another name ("attn.in_proj_weight") keeps it in front, so that
 /// the layer's name is no module: "attn.in_proj_weight_packed".
 std::string attribute_name(const LinearNode& linear, const std::string& tensor) {
@@ -24,11 +27,15 @@ Node* insert_linear_w4(Graph& graph, const LinearNode& linear, const QuantizedLi
   Value* packed = tensor("packed", quantized.packed);
   Value* scales = tensor("scales", quantized.scales);
   Value* zeros = tensor("zeros", quantized.zeros);
-  Value* bias = linear.bias_index ? linear.node->input(*linear.bias_index) : none;
+  Value* bias = quantized.bias.defined() ? tensor(kBias, quantized.bias)
+                : linear.bias_index      ? linear.node->input(*linear.bias_index)
+                                         : none;
+  Value* input_order = tensor("input_order", quantized.input_order);
   Value* group_size = graph.insertConstant(quantized.group_size);
   Value* compute = graph.insertConstant(std::string("exact"));
-  return graph.insertNode(graph.create(c10::Symbol::fromQualString("gptq::linear_w4"),
-                                       {linear.input(), packed, scales, zeros, bias, none, group_size, compute}));
+  return graph.insertNode(
+      graph.create(c10::Symbol::fromQualString("gptq::linear_w4"),
+                   {linear.input(), packed, scales, zeros, bias, input_order, group_size, compute}));
 }
 
 Node* insert_float_linear(Graph& graph, const LinearNode& linear, const QuantizedLinear& quantized,
@@ -37,6 +44,9 @@ Node* insert_float_linear(Graph& graph, const LinearNode& linear, const Quantize
   Node* copy = graph.createClone(linear.node, [](Value* value) { return value; });
   const bool as_stored = linear.node->input(linear.weight_index) == linear.weight_value;
   copy->replaceInput(linear.weight_index, as_stored ? weight : graph.insert(c10::aten::t, {weight}));
+  if (quantized.bias.defined()) {
+    copy->replaceInput(*linear.bias_index, supply(graph, attribute_name(linear, kBias), quantized.bias));
+  }
   return graph.insertNode(copy);
 }
 

@@ -18,7 +18,7 @@ LinearInfo info_of(const rewrite::LinearNode& linear) {
 
 int64_t QuantizedLinear::bytes() const {
   int64_t total = 0;
-  for (const at::Tensor& tensor : {packed, scales, zeros, dequantized}) {
+  for (const at::Tensor& tensor : {packed, scales, zeros, input_order, dequantized}) {
     total += tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : 0;
   }
   return total;

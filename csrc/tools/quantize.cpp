@@ -2,13 +2,13 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
-#include <regex>
 
 #include "model/calibration.h"
 #include "model/safetensors.h"
 #include "tools/commands.h"
 #include "tools/model_input.h"
 #include "tools/progress.h"
+#include "tools/quantize_flags.h"
 #include "tools/report.h"
 
 namespace gptq::tools {
@@ -42,16 +42,18 @@ int64_t stored_element_size(const LoadedModel& model) {
   return static_cast<int64_t>(sizeof(float));
 }
 
+std::optional<at::Tensor> optional(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
 struct QuantizeCommand {
   ModelInput input;
   WindowInput windows;
-  QuantizeModuleOptions options;
+  QuantizeFlags flags;
   std::string output;
   std::string calibration;
   std::string eval;
   std::string json;
-  std::vector<std::string> skip{R"((^|\.)lm_head$)"};
-  bool asymmetric = false;
   int64_t samples = 128;
   int64_t sequence_length = 0;
   uint64_t seed = 0;
@@ -59,35 +61,18 @@ struct QuantizeCommand {
   void run();
 
  private:
-  void resolve_options();
   std::vector<std::vector<c10::IValue>> calibration_inputs(const LoadedModel& model, const Tokenizer& tokenizer) const;
   void score(const LoadedModel& model, const torch::jit::Module& quantized, const std::vector<int64_t>& ids,
              QuantizeSummary& summary) const;
   void save(const LoadedModel& model, const QuantizedModule& quantized) const;
 };
 
-void QuantizeCommand::resolve_options() {
-  options.quantize.symmetric = !asymmetric;
-  std::vector<std::regex> patterns;
-  for (const std::string& pattern : skip) {
-    try {
-      patterns.emplace_back(pattern);
-    } catch (const std::regex_error& error) {
-      TORCH_CHECK(false, "--skip: must be a regular expression, got ", pattern, " (", error.what(), ")");
-    }
-  }
-  options.skip = [patterns](const std::string& name) {
-    return std::any_of(patterns.begin(), patterns.end(),
-                       [&](const std::regex& pattern) { return std::regex_search(name, pattern); });
-  };
-}
-
 std::vector<std::vector<c10::IValue>> QuantizeCommand::calibration_inputs(const LoadedModel& model,
                                                                           const Tokenizer& tokenizer) const {
-  if (options.quantize.mode == "rtn") {
+  if (flags.options.quantize.mode == "rtn") {
     return {};
   }
-  TORCH_CHECK(!calibration.empty(), "--calibration: must name a text file in mode ", options.quantize.mode);
+  TORCH_CHECK(!calibration.empty(), "--calibration: must name a text file in mode ", flags.options.quantize.mode);
   const int64_t context = model.context_length.value_or(kDefaultSequenceLength);
   const int64_t length = sequence_length > 0 ? sequence_length : std::min(kDefaultSequenceLength, context);
   TORCH_CHECK(!model.context_length || length <= context, "--sequence-length: must be at most ", context,
@@ -103,7 +88,14 @@ std::vector<std::vector<c10::IValue>> QuantizeCommand::calibration_inputs(const 
 void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& quantized,
                             const std::vector<int64_t>& ids, QuantizeSummary& summary) const {
   const auto start = Clock::now();
-  QuantizeModuleOptions rounding = options;
+  QuantizeModuleOptions rounding = flags.options;
+  rounding.quantize_layer = [&](const std::string& name) {
+    QuantizeOptions nearest = flags.options.quantize_layer(name);
+    nearest.mode = "rtn";
+    nearest.scale_search = "minmax";
+    nearest.act_order = "off";
+    return nearest;
+  };
   rounding.quantize.mode = "rtn";
   rounding.progress = {};
   const torch::jit::Module rounded = quantize_module(model.module, {}, rounding).module;
@@ -127,12 +119,14 @@ void QuantizeCommand::save(const LoadedModel& model, const QuantizedModule& quan
     if (layer.packed.defined()) {
       tensors.packed = layer.packed;
       tensors.scales = layer.scales;
-      tensors.zeros = layer.zeros.defined() ? std::optional(layer.zeros) : std::nullopt;
+      tensors.zeros = optional(layer.zeros);
+      tensors.input_order = optional(layer.input_order);
     } else {
       tensors.weight = layer.dequantized;
     }
+    tensors.bias = optional(layer.bias);
   }
-  const QuantizeOptions& used = options.quantize;
+  const QuantizeOptions& used = flags.options.quantize;
   save_checkpoint(model.source, output, replaced,
                   {{"sym", used.symmetric},
                    {"per_tensor", used.per_tensor},
@@ -140,12 +134,17 @@ void QuantizeCommand::save(const LoadedModel& model, const QuantizedModule& quan
                    {"act_order", used.act_order},
                    {"damping", used.damping},
                    {"target_alpha", used.target_alpha},
+                   {"scale_search", used.scale_search},
+                   {"refine_sweeps", used.refine_sweeps},
+                   {"row_guard", used.row_guard},
+                   {"correct_bias", used.correct_bias},
+                   {"search_damping", used.search_damping},
                    {"calibration", {{"samples", samples}, {"seed", seed}}}});
 }
 
 void QuantizeCommand::run() {
   const auto start = Clock::now();
-  resolve_options();
+  flags.resolve();
   const LoadedModel model = input.load();
   if (model.kind == ModelKind::kHuggingFace) {
     check_output_folder(output);
@@ -160,12 +159,12 @@ void QuantizeCommand::run() {
   QuantizedModule quantized;
   {
     Progress progress("quantizing");
-    options.progress = [&](const QuantizedLinear& layer, size_t done, size_t total) {
+    flags.options.progress = [&](const QuantizedLinear& layer, size_t done, size_t total) {
       char loss[64];
       std::snprintf(loss, sizeof(loss), "  loss %.4g (nearest %.4g)", layer.report.loss, layer.report.rtn_loss);
       progress.update(done, total, layer.name + loss);
     };
-    quantized = quantize_module(model.module, inputs, options);
+    quantized = quantize_module(model.module, inputs, flags.options);
   }
   TORCH_CHECK(!quantized.layers.empty(), input.model, ": has no float linear to quantize");
   summary.seconds_quantize = seconds_since(quantize_start);
@@ -184,32 +183,6 @@ void QuantizeCommand::run() {
   print_summary(summary);
 }
 
-void add_grid_options(CLI::App& sub, QuantizeCommand& command) {
-  QuantizeOptions& quantize = command.options.quantize;
-  sub.add_option("--bits", quantize.bits, "Bits per weight; 4 is stored packed, others dequantized")
-      ->capture_default_str()
-      ->check(CLI::Range(2, 8));
-  sub.add_option("--group-size", quantize.group_size, "Inputs that share a scale; -1: one group per row")
-      ->capture_default_str();
-  sub.add_flag("--asymmetric", command.asymmetric, "A zero point per group instead of the middle code");
-  sub.add_flag("--per-tensor", quantize.per_tensor, "One scale for each whole weight");
-  sub.add_option("--mode", quantize.mode, "default, classic (the published algorithm) or rtn (round to nearest)")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"default", "classic", "rtn"}));
-  sub.add_option("--act-order", quantize.act_order, "Order of columns: auto, static (by the Hessian) or off")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"auto", "static", "off"}));
-  sub.add_option("--damping", quantize.damping, "Share of the Hessian diagonal's mean that is added to it")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  sub.add_option("--target-alpha", quantize.target_alpha,
-                 "Mode default: how far weights are moved towards the float model's outputs, 0 to 1")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
-  sub.add_option("--skip", command.skip, "Regular expressions of layers that keep their weights")
-      ->capture_default_str();
-}
-
 }  // namespace
 
 void add_quantize_command(CLI::App& app) {
@@ -225,7 +198,7 @@ void add_quantize_command(CLI::App& app) {
       ->default_str("512, at most the model's context")
       ->check(CLI::PositiveNumber);
   sub->add_option("--seed", command->seed, "Seed of the draw")->capture_default_str();
-  add_grid_options(*sub, *command);
+  command->flags.add_to(*sub);
   sub->add_option("--eval", command->eval, "Text to score before and after");
   command->windows.add_to(*sub);
   sub->add_option("--json", command->json, "File to write the report to");

@@ -17,10 +17,14 @@ Json layer_json(const QuantizedLinear& layer) {
           {"relative_error", layer.report.relative_error},
           {"rtn_relative_error", layer.report.rtn_relative_error},
           {"input_error", layer.input_error},
+          {"sweep_loss", layer.report.sweep_loss},
+          {"guarded_rows", layer.report.guarded_rows},
+          {"too_few_samples", layer.report.too_few_samples},
           {"damping", layer.report.damping},
           {"damping_escalations", layer.report.damping_escalations},
           {"dead_columns", layer.report.dead_columns},
           {"samples", layer.nsamples},
+          {"dropped", layer.dropped},
           {"seconds", layer.seconds}};
 }
 

@@ -25,9 +25,12 @@ struct QuantizedLinear : LinearInfo {
   at::Tensor packed;       ///< see pack_w4
   at::Tensor scales;       ///< f16 [n_groups, N]
   at::Tensor zeros;        ///< u8 [n_groups, N]; undefined if every zero point is the middle code
+  at::Tensor input_order;  ///< i32 [K], see QuantizeResult; undefined: none. Not with dequantized
   at::Tensor dequantized;  ///< in the shape and dtype of the stored weight
+  at::Tensor bias;         ///< [N] in the dtype of the stored bias, if it was corrected; undefined: as it was
   QuantizeReport report;
   int64_t nsamples = 0;    ///< calibration vectors seen; 0: rounded to nearest
+  int64_t dropped = 0;     ///< calibration vectors left out for being NaN or Inf
   double input_error = 0;  ///< ‖x̂ - x‖ / ‖x‖, inputs behind the quantized prefix against those of the float model
   double seconds = 0;      ///< for this layer's share of the calibration pass and its quantization
 
@@ -36,9 +39,18 @@ struct QuantizedLinear : LinearInfo {
 };
 
 struct QuantizeModuleOptions {
+  QuantizeModuleOptions() { quantize.correct_bias = true; }
+
   QuantizeOptions quantize;
   /// Layers for which it returns true keep their weights.
   std::function<bool(const std::string& name)> skip;
+  /// The options of one layer, in place of quantize.
+  std::function<QuantizeOptions(const std::string& name)> quantize_layer;
+  /// For each calibration input, how much each of its vectors counts: floating point, integer or bool, as many elements
+  /// as there are vectors at every linear, such as an attention mask that leaves out padding. Empty: all count 1.
+  std::vector<at::Tensor> token_weights;
+  /// Whether vectors with NaN or Inf are dropped and counted instead of being an error.
+  bool drop_nonfinite = false;
   /// Called after each layer with how many of how many are done.
   std::function<void(const QuantizedLinear& layer, size_t done, size_t total)> progress;
 };

@@ -36,6 +36,7 @@ uint32_t detect() {
   add(ebx, 30, kCpuAvx512bw);
   add(ebx, 31, kCpuAvx512vl);
   add(ecx, 11, kCpuAvx512vnni);
+  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) add(eax, 5, kCpuAvx512bf16);
   return features;
 }
 #else

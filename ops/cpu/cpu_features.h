@@ -15,6 +15,7 @@ inline constexpr uint32_t kCpuAvx512bw = 1u << 4;
 inline constexpr uint32_t kCpuAvx512vl = 1u << 5;
 inline constexpr uint32_t kCpuAvx512dq = 1u << 6;
 inline constexpr uint32_t kCpuAvx512vnni = 1u << 7;
+inline constexpr uint32_t kCpuAvx512bf16 = 1u << 8;
 
 /// One entry of a priority list: the features that all have to be there.
 struct CpuLevel {

@@ -42,7 +42,7 @@ def test_hook_flow_on_a_linear():
     assert gathered.hessian().shape == (128, 128)
 
     before = layer.weight.detach().clone()
-    codes, scales, zeros, report = gathered.quantize(bits=4, group_size=32)
+    codes, scales, zeros, report, _, _ = gathered.quantize(bits=4, group_size=32)
     assert torch.equal(layer.weight, before)
     assert codes.dtype == torch.uint8 and codes.shape == (256, 128) and codes.max() <= 15
     assert scales.dtype == torch.float16 and scales.shape == (4, 256)
@@ -73,19 +73,50 @@ def test_operator_equals_the_layer():
         assert torch.equal(a, b)
     assert result[3] == expected[3]
     assert set(result[3]) == {
-        "loss", "rtn_loss", "relative_error", "rtn_relative_error",
-        "damping", "damping_escalations", "float64", "dead_columns",
+        "loss", "rtn_loss", "relative_error", "rtn_relative_error", "sweep_loss", "guarded_rows",
+        "damping", "damping_escalations", "float64", "dead_columns", "too_few_samples",
     }  # fmt: skip
 
 
 def test_round_to_nearest_needs_no_hessian():
     weight = random(5, 12)
-    codes, scales, zeros, _ = torch.ops.gptq.quantize_weight(weight, None, mode="rtn")
+    codes, scales, zeros, *_ = torch.ops.gptq.quantize_weight(weight, None, mode="rtn")
     step = scales.t().float()
     # Half a step inside the grid; its upper end is 7 steps where the largest weight may be 7.5 of them, and float16
     # moved the step by at most 2^-11 of it.
     error = (dequantize(codes, scales, zeros, 12) - weight).abs()
     assert (error <= step * (0.5 + 7.5 * 2**-11)).all()
+
+
+def test_bias_takes_the_mean_error():
+    layer = linear()
+    x = random(300, 128) + 0.5
+    expected = layer(x).detach()
+    gathered = GPTQLayer(layer.weight, layer.bias)
+    gathered.add_batch(x)
+    shift = gathered.quantize(correct_bias=True, write_back=True)[4]
+    assert shift.shape == (256,)
+    assert (layer(x) - expected).mean(0).abs().max() < 1e-5
+
+
+def test_dynamic_order_runs_with_input_order():
+    weight, x = random(24, 64), random(200, 64, seed=3)
+    gathered = GPTQLayer(weight)
+    gathered.add_batch(x)
+    codes, scales, zeros, _, _, order = gathered.quantize(group_size=16, act_order="dynamic", write_back=True)
+    assert sorted(order.tolist()) == list(range(64))
+    packed = torch.ops.gptq.pack_w4(codes)
+    y = torch.ops.gptq.linear_w4(x, packed, scales, zeros, None, order, 16)
+    torch.testing.assert_close(y, x @ weight.t())
+
+
+def test_padding_is_not_counted():
+    x, mask = random(4, 10, 32), torch.arange(10).expand(4, 10) < torch.tensor([10, 3, 7, 1]).unsqueeze(1)
+    padded, kept = GPTQLayer(random(8, 32)), GPTQLayer(random(8, 32))
+    padded.add_batch(x, None, mask)
+    kept.add_batch(x[mask])
+    assert padded.nsamples() == 21
+    assert torch.equal(padded.hessian(), kept.hessian())
 
 
 def test_conv1d_square():
@@ -104,9 +135,9 @@ def test_script():
     def quantize(weight: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, float, int]:
         layer = torch.classes.gptq.GPTQLayer(weight)
         layer.add_batch(x)
-        codes, scales, zeros, report = layer.quantize(bits=4, group_size=16)
-        codes2, scales2, zeros2, report2 = torch.ops.gptq.quantize_weight(weight, layer.hessian(), 4, 16)
-        assert bool((codes == codes2).all())
+        codes, scales, zeros, report, _, _ = layer.quantize(bits=4, group_size=16)
+        result = torch.ops.gptq.quantize_weight(weight, layer.hessian(), 4, 16)
+        assert bool((codes == result[0]).all())
         return codes, report["loss"], layer.nsamples()
 
     weight, x = random(8, 40), random(3, 20, 40, seed=1)

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "tests/quant/error_of.h"
+#include "tests/quant/plain_options.h"
 #include "tests/quant/random_layer.h"
 #include "tests/reference.h"
 
@@ -90,7 +91,7 @@ TEST(GPTQLayer, ThreeWeightsFiveVectors) {
   const at::Tensor weight = at::tensor({0.6, -0.4, 0.8}, at::kDouble).view({1, 3});
   const at::Tensor inputs =
       at::tensor({1.2, 0.3, 0.8, 0.5, 1.8, 0.2, 0.9, 0.4, 1.5, 0.3, 1.1, 0.7, 1.0, 0.6, 0.9}, at::kDouble).view({5, 3});
-  QuantizeOptions options;
+  QuantizeOptions options = test::plain_options();
   options.act_order = "off";
   for (const int64_t bits : {2, 3, 4, 8}) {
     options.bits = bits;
@@ -102,7 +103,7 @@ TEST(GPTQLayer, ThreeWeightsFiveVectors) {
     const auto expected = reference::obq(reference::Matrix(weight), reference::damped(h, 0.01), groups, {0, 1, 2});
     ASSERT_GT(expected.least_margin(), 1e-4);  // H is gathered in float32
     EXPECT_EQ(reference::Matrix(result.codes).values, expected.codes.values) << bits;
-    EXPECT_LE(result.report.loss, result.report.rtn_loss) << bits;
+    EXPECT_LE(result.report.loss, result.report.rtn_loss * (1 + 1e-6)) << bits;  // two sums in another order
   }
 }
 
@@ -111,7 +112,7 @@ TEST(GPTQLayer, Conv1dIsTheTransposedLinear) {
     const RandomLayer random = random_layer(n, k, 75);
     for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
       const at::Tensor weight = random.weight.to(dtype), transposed = weight.t().clone(at::MemoryFormat::Contiguous);
-      GPTQLayer linear(weight), conv(transposed, at::zeros({n}), /*conv1d=*/true);
+      GPTQLayer linear(weight, at::zeros({n})), conv(transposed, at::zeros({n}), /*conv1d=*/true);
       EXPECT_TRUE(conv.weight_nk().equal(weight));
       linear.add_batch(random.inputs);
       conv.add_batch(random.inputs);
@@ -174,7 +175,7 @@ TEST(GPTQLayer, NeedsInputExceptToRoundToNearest) {
                       error_of([&] { layer.quantize(); }));
   QuantizeOptions rtn;
   rtn.mode = "rtn";
-  EXPECT_TRUE(layer.quantize(rtn).codes.equal(quantize_weight(random.weight, {}, rtn).codes));
+  EXPECT_TRUE(layer.quantize(rtn).codes.equal(quantize_weight(random.weight, at::Tensor(), rtn).codes));
 }
 
 TEST(GPTQLayer, RejectsBadArguments) {
@@ -201,20 +202,132 @@ TEST(GPTQLayer, WriteBackRejectsWhatDoesNotFit) {
                       error_of([&] { other.write_back(layer.quantize(rtn)); }));
 }
 
-TEST(GPTQLayer, ContinuesFromASavedSum) {
+TEST(GPTQLayer, ContinuesFromASavedState) {
   const RandomLayer random = random_layer(5, 16, 79, /*samples=*/64);
-  GPTQLayer first(random.weight), second(random.weight);
-  second.set_gram(second.gram(), second.nsamples());
-  EXPECT_EQ(second.nsamples(), 0);
-  first.add_batch(random.inputs.narrow(0, 0, 31));
-  second.set_gram(first.gram(), first.nsamples());
-  for (GPTQLayer* layer : {&first, &second}) {
-    layer->add_batch(random.inputs.narrow(0, 31, 33));
+  for (const bool with_float_inputs : {false, true}) {
+    GPTQLayer first(random.weight), second(random.weight);
+    second.set_state(second.state());
+    EXPECT_EQ(second.nsamples(), 0);
+    const auto add = [&](GPTQLayer& layer, int64_t begin, int64_t count) {
+      const at::Tensor inputs = random.inputs.narrow(0, begin, count);
+      layer.add_batch(inputs, with_float_inputs ? inputs * 1.25 : at::Tensor());
+    };
+    add(first, 0, 31);
+    second.set_state(first.state());
+    add(first, 31, 33);
+    add(second, 31, 33);
+    EXPECT_EQ(second.nsamples(), 64);
+    EXPECT_TRUE(second.hessian().equal(first.hessian()));
+    const std::vector<at::Tensor> a = first.state(), b = second.state();
+    for (size_t i = 0; i < a.size(); ++i) {
+      EXPECT_TRUE(a[i].equal(b[i])) << i;
+    }
+    std::vector<at::Tensor> bad = a;
+    bad[0] = random.weight;
+    EXPECT_PRED_FORMAT2(testing::IsSubstring, "tensor 0 must be empty or [16, 16], got [5, 16]",
+                        error_of([&] { first.set_state(bad); }));
+    bad = a;
+    bad[4] = at::tensor({-1.0, 2.0}, at::kDouble);
+    EXPECT_PRED_FORMAT2(testing::IsSubstring, "counts must be at least 0", error_of([&] { first.set_state(bad); }));
+    bad = a;
+    bad[0] = at::empty({0});
+    EXPECT_PRED_FORMAT2(testing::IsSubstring, "must be there together", error_of([&] { first.set_state(bad); }));
+    bad.pop_back();
+    EXPECT_PRED_FORMAT2(testing::IsSubstring, "must hold 11 tensors, got 10", error_of([&] { first.set_state(bad); }));
   }
-  EXPECT_EQ(second.nsamples(), 64);
-  EXPECT_TRUE(second.hessian().equal(first.hessian()));
-  EXPECT_PRED_FORMAT2(testing::IsSubstring, "gram must be [K, K] = [16, 16], got [5, 16]",
-                      error_of([&] { first.set_gram(random.weight, 1); }));
+}
+
+at::Tensor hessian_of(const at::Tensor& inputs) {
+  return inputs.t().mm(inputs) * (2.0 / static_cast<double>(inputs.size(0)));
+}
+
+TEST(GPTQLayer, GathersDriftMeansAndHalves) {
+  const RandomLayer random = random_layer(3, 40, 81, /*samples=*/50), other = random_layer(3, 40, 82, 50);
+  const at::Tensor inputs = (random.inputs + 0.5).to(at::kFloat).to(at::kDouble);
+  const at::Tensor float_inputs = (inputs + 0.1 * other.inputs).to(at::kFloat).to(at::kDouble);
+  GPTQLayer layer(random.weight);
+  layer.add_batch(inputs.narrow(0, 0, 21), float_inputs.narrow(0, 0, 21));
+  layer.add_batch(inputs.narrow(0, 21, 29).view({1, 29, 40}), float_inputs.narrow(0, 21, 29).view({1, 29, 40}));
+  const LayerStatistics statistics = layer.statistics();
+  EXPECT_EQ(statistics.nsamples, 50);
+  EXPECT_TRUE(statistics.mean.allclose(inputs.mean(0), 1e-12, 1e-12));
+  EXPECT_TRUE(statistics.float_mean.allclose(float_inputs.mean(0), 1e-12, 1e-12));
+  const at::Tensor difference = float_inputs - inputs;
+  const at::Tensor drift = difference.t().mm(inputs) * (2.0 / 50);
+  // Factors and sums in bfloat16, see product_test.
+  const at::Tensor size = difference.abs().t().mm(inputs.abs()) * (2.0 / 50);
+  EXPECT_TRUE(statistics.drift.sub(drift).abs().le(size * (3.2 / 512)).all().item<bool>());
+  // The second half of each batch: 11 of 21, then 14 of 29 since the first batch was odd.
+  const at::Tensor half = at::cat({inputs.narrow(0, 10, 11), inputs.narrow(0, 36, 14)});
+  EXPECT_TRUE(statistics.half_hessian.to(at::kDouble).allclose(hessian_of(half), 1e-5, 1e-4));
+  EXPECT_PRED_FORMAT2(testing::IsSubstring,
+                      "float_input must be given with every batch or none, got none after 50 with",
+                      error_of([&] { layer.add_batch(inputs); }));
+  EXPECT_PRED_FORMAT2(testing::IsSubstring, "float_input must have the shape of input, [50, 40], got [40, 50]",
+                      error_of([&] { layer.add_batch(inputs, float_inputs.t()); }));
+}
+
+TEST(GPTQLayer, TokenWeightsCountVectorsSoManyTimes) {
+  const RandomLayer random = random_layer(3, 24, 83, /*samples=*/30);
+  const at::Tensor inputs = random.inputs.view({5, 6, 24}), float_inputs = inputs * 1.5;
+  const at::Tensor weights = at::arange(30, at::kLong).remainder(3).view({5, 6});  // 0, 1 or 2
+  const at::Tensor repeated = random.inputs.repeat_interleave(weights.flatten(), 0);
+  GPTQLayer weighted(random.weight), plain(random.weight), masked(random.weight), kept(random.weight);
+  weighted.add_batch(inputs, float_inputs, weights);
+  plain.add_batch(repeated, repeated * 1.5);
+  EXPECT_EQ(weighted.nsamples(), 20);
+  const LayerStatistics a = weighted.statistics(), b = plain.statistics();
+  EXPECT_TRUE(a.hessian.allclose(b.hessian, 1e-5, 1e-5));
+  EXPECT_TRUE(a.mean.allclose(b.mean, 1e-6, 1e-7));
+  EXPECT_TRUE(a.float_mean.allclose(b.float_mean, 1e-6, 1e-7));
+  const at::Tensor size = repeated.abs().t().mm(repeated.abs()) * (0.5 * 2.0 / 30);
+  EXPECT_TRUE(a.drift.sub(b.drift).abs().le(size * (6.4 / 512)).all().item<bool>());  // two bfloat16 products
+
+  masked.add_batch(inputs, {}, weights.gt(0));
+  kept.add_batch(random.inputs.index_select(0, weights.flatten().nonzero().squeeze(1)));
+  EXPECT_TRUE(masked.hessian().equal(kept.hessian()));
+  EXPECT_PRED_FORMAT2(testing::IsSubstring, "input without its last dimension, [5, 6], got [30]",
+                      error_of([&] { masked.add_batch(inputs, {}, weights.flatten()); }));
+  EXPECT_PRED_FORMAT2(testing::IsSubstring, "token_weights must be finite and at least 0, got values from -1 to 1",
+                      error_of([&] { masked.add_batch(inputs, {}, weights - 1); }));
+  masked.add_batch(inputs, {}, at::zeros({5, 6}));
+  EXPECT_EQ(masked.nsamples(), 20);
+}
+
+TEST(GPTQLayer, DropsAndCountsVectorsThatAreNotFinite) {
+  const RandomLayer random = random_layer(3, 24, 84, /*samples=*/30);
+  at::Tensor inputs = random.inputs.clone();
+  inputs[3][5] = std::nan("");
+  inputs[3][6] = INFINITY;
+  inputs[20][0] = -INFINITY;
+  GPTQLayer dropping(random.weight), clean(random.weight);
+  dropping.add_batch(inputs, {}, {}, /*drop_nonfinite=*/true);
+  EXPECT_EQ(dropping.dropped(), 2);
+  EXPECT_EQ(dropping.nsamples(), 28);
+  clean.add_batch(at::cat({inputs.narrow(0, 0, 3), inputs.narrow(0, 4, 16), inputs.narrow(0, 21, 9)}));
+  EXPECT_TRUE(dropping.hessian().equal(clean.hessian()));
+  EXPECT_EQ(clean.dropped(), 0);
+  dropping.add_batch(at::full({2, 24}, INFINITY), {}, {}, true);
+  EXPECT_EQ(dropping.dropped(), 4);
+}
+
+TEST(GPTQLayer, TheBiasTakesTheMeanErrorOnlyIfThereIsOne) {
+  const RandomLayer random = random_layer(6, 24, 85);
+  const at::Tensor inputs = random.inputs + 1, weight = random.weight.clone();
+  QuantizeOptions options;
+  options.correct_bias = true;
+  GPTQLayer without(weight);
+  without.add_batch(inputs);
+  EXPECT_FALSE(without.quantize(options).bias_shift.defined());
+  const at::Tensor bias = random.weight.select(1, 0).clone(), before = bias.clone();
+  GPTQLayer layer(weight, bias);
+  layer.add_batch(inputs);
+  const QuantizeResult result = layer.quantize(options);
+  EXPECT_TRUE(bias.equal(before));
+  layer.write_back(result);
+  EXPECT_TRUE(bias.equal(before + result.bias_shift));
+  const at::Tensor error = inputs.mm(random.weight.t()) + before - inputs.mm(weight.t()) - bias;
+  EXPECT_LE(error.mean(0).abs().max().item<double>(), 1e-5);  // the shift is float32
 }
 
 }  // namespace

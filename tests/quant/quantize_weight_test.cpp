@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <gmock/gmock.h>
 #include <gptq/quantize_weight.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +6,7 @@
 #include <tuple>
 
 #include "tests/quant/error_of.h"
+#include "tests/quant/plain_options.h"
 #include "tests/quant/random_layer.h"
 #include "tests/reference.h"
 
@@ -16,16 +16,16 @@ namespace {
 using reference::Codes;
 using reference::Groups;
 using reference::Matrix;
+using test::plain_options;
 using test::random_layer;
 using test::RandomLayer;
-using ::testing::HasSubstr;
 
 struct Case {
   int64_t bits, group_size;
   bool symmetric, act_order;
 
   QuantizeOptions options() const {
-    QuantizeOptions options;
+    QuantizeOptions options = plain_options();
     options.bits = bits;
     options.group_size = group_size;
     options.symmetric = symmetric;
@@ -84,10 +84,15 @@ TEST_P(QuantizeWeightShapes, EqualsObqUFormAndPullFormInFloat64) {
     EXPECT_EQ(Matrix(result.zeros).values, groups.zeros.values);
     EXPECT_TRUE(result.report.float64);
 
-    // The loss in the report, summed in another order: n * k * k terms, each rounded a few times.
+    // The sweep's loss has the factor's backward error, k units of rounding of the largest eigenvalue, and its sum.
     const Matrix error = reference::difference(w, reference::dequantize(expected.codes, groups));
     const double loss = reference::quadratic_form(error, Matrix(layer.hessian));
-    EXPECT_NEAR(result.report.loss, loss, 1e-16 * static_cast<double>(n * k * k) * loss + 1e-14 * loss);
+    double squares = 0;
+    for (const double e : error.values) {
+      squares += e * e;
+    }
+    const double largest = at::linalg_eigvalsh(layer.hessian).max().item<double>();
+    EXPECT_NEAR(result.report.loss, loss, 4e-16 * static_cast<double>(k + 4) * largest * squares);
   }
 }
 
@@ -123,7 +128,7 @@ TEST_P(QuantizeWeightShapes, ClassicTakesScalesFromUpdatedWeights) {
   for (const int64_t group_size : {int64_t{1}, int64_t{7}, int64_t{32}, int64_t{128}, int64_t{-1}}) {
     Groups groups = reference::make_groups(w, 4, group_size, true);
     const Codes expected = reference::obq(w, hd, groups, reference::stored_order(k), /*dynamic_groups=*/true);
-    QuantizeOptions options;
+    QuantizeOptions options = plain_options();
     options.mode = "classic";
     options.group_size = group_size;
     for (const int64_t block_size : {int64_t{3}, int64_t{32}, int64_t{128}}) {
@@ -131,6 +136,35 @@ TEST_P(QuantizeWeightShapes, ClassicTakesScalesFromUpdatedWeights) {
       const QuantizeResult result = quantize_weight(layer.weight, layer.hessian, options);
       EXPECT_EQ(Matrix(result.scales).values, groups.scales.values) << group_size << " " << block_size;
       EXPECT_EQ(differences(result.codes, expected.codes), 0) << group_size << " " << block_size;
+    }
+  }
+}
+
+TEST_P(QuantizeWeightShapes, DynamicOrderGroupsColumnsThatFollowEachOther) {
+  const auto [n, k] = GetParam();
+  const RandomLayer layer = random_layer(n, k, 5000 * n + k);
+  const auto order = order_of(layer, true);
+  const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(order), at::kLong);
+  const Matrix w(layer.weight.index_select(1, index));
+  const Matrix hd = reference::damped(reference::permuted(Matrix(layer.hessian), order), 0.01);
+  for (const char* mode : {"default", "classic"}) {
+    for (const int64_t group_size : {int64_t{7}, int64_t{32}, int64_t{-1}}) {
+      Groups groups = reference::make_groups(w, 4, group_size, true);
+      const bool dynamic_scales = std::string(mode) == "classic";
+      const Codes expected = reference::obq(w, hd, groups, reference::stored_order(k), dynamic_scales);
+      QuantizeOptions options = plain_options();
+      options.mode = mode;
+      options.act_order = "dynamic";
+      options.group_size = group_size;
+      const QuantizeResult result = quantize_weight(layer.weight, layer.hessian, options);
+      EXPECT_TRUE(result.input_order.equal(index.to(at::kInt)));
+      EXPECT_EQ(Matrix(result.scales).values, groups.scales.values) << mode << group_size;
+      EXPECT_EQ(differences(result.codes, expected.codes), 0) << mode << group_size;
+      const at::Tensor swept = result.dequantize().index_select(1, index);
+      EXPECT_TRUE(
+          swept.to(at::kDouble)
+              .allclose(at::tensor(reference::dequantize(expected.codes, groups).values, at::kDouble).view({n, k}),
+                        1e-6, 1e-9));
     }
   }
 }
@@ -146,7 +180,7 @@ TEST_P(QuantizeWeightShapes, RoundToNearest) {
     const Codes expected = reference::round_to_nearest(Matrix(weight), groups);
     // A quotient in float32 is off by half a unit in the last place of at most 2^bits.
     ASSERT_GT(expected.least_margin(), 6e-8 * std::pow(2.0, static_cast<double>(c.bits)));
-    const QuantizeResult result = quantize_weight(weight, {}, options);
+    const QuantizeResult result = quantize_weight(weight, at::Tensor(), options);
     EXPECT_EQ(differences(result.codes, expected.codes), 0);
     EXPECT_EQ(result.report.loss, result.report.rtn_loss);
   }
@@ -159,14 +193,14 @@ INSTANTIATE_TEST_SUITE_P(Shapes, QuantizeWeightShapes,
 
 TEST(QuantizeWeight, DiagonalHessianOrHugeDampingGivesRoundToNearest) {
   const RandomLayer layer = random_layer(40, 70, 11);
-  QuantizeOptions rtn;
+  QuantizeOptions rtn = plain_options();
   rtn.mode = "rtn";
   rtn.group_size = 32;
   QuantizeOptions gptq = rtn;
   gptq.mode = "default";
   for (const auto dtype : {at::kFloat, at::kDouble}) {
     const at::Tensor weight = layer.weight.to(dtype), hessian = layer.hessian.to(dtype);
-    const at::Tensor nearest = quantize_weight(weight, {}, rtn).codes;
+    const at::Tensor nearest = quantize_weight(weight, at::Tensor(), rtn).codes;
     const at::Tensor diagonal = at::diag(hessian.diagonal());
     EXPECT_TRUE(quantize_weight(weight, diagonal, gptq).codes.equal(nearest));
     EXPECT_FALSE(quantize_weight(weight, hessian, gptq).codes.equal(nearest));
@@ -183,7 +217,7 @@ TEST(QuantizeWeight, WeightsOnTheGridStay) {
   codes.view({9, 2, 32}).select(2, 0).fill_(0);
   codes.view({9, 2, 32}).select(2, 31).fill_(15);
   const at::Tensor weight = (codes - 5) * 0.03125;  // a power of two, so that every step is exact
-  QuantizeOptions options;
+  QuantizeOptions options = plain_options();
   options.group_size = 32;
   options.symmetric = false;
   for (const char* mode : {"default", "classic", "rtn"}) {
@@ -199,7 +233,7 @@ TEST(QuantizeWeight, CodesDependOnNothingThatChangesSpeed) {
   const RandomLayer layer = random_layer(133, 300, 14);
   const at::Tensor weight = layer.weight.to(at::kFloat), hessian = layer.hessian.to(at::kFloat);
   for (const char* mode : {"default", "classic"}) {
-    QuantizeOptions options;
+    QuantizeOptions options = plain_options();
     options.mode = mode;
     options.group_size = 48;
     const QuantizeResult expected = quantize_weight(weight, hessian, options);
@@ -243,7 +277,7 @@ TEST(QuantizeWeight, PermutedColumnsGivePermutedCodes) {
   const RandomLayer layer = random_layer(20, 90, 17);
   auto generator = at::make_generator<at::CPUGeneratorImpl>(18);
   const at::Tensor permutation = at::randperm(90, generator);
-  QuantizeOptions options;
+  QuantizeOptions options = plain_options();
   options.group_size = -1;
   const at::Tensor expected = quantize_weight(layer.weight, layer.hessian, options).codes;
   const at::Tensor hessian = layer.hessian.index_select(0, permutation).index_select(1, permutation);
@@ -255,7 +289,7 @@ TEST(QuantizeWeight, BeatsRoundToNearestOnAverage) {
   const RandomLayer layer = random_layer(1100, 96, 19);
   for (const int64_t bits : {2, 3, 4, 8}) {
     for (const char* mode : {"default", "classic"}) {
-      QuantizeOptions options;
+      QuantizeOptions options = plain_options();
       options.bits = bits;
       options.mode = mode;
       options.group_size = 32;
@@ -270,7 +304,7 @@ TEST(QuantizeWeight, BeatsRoundToNearestOnAverage) {
 TEST(QuantizeWeight, PerTensorHasOneGrid) {
   const RandomLayer layer = random_layer(64, 33, 20);
   for (const bool symmetric : {true, false}) {
-    QuantizeOptions options;
+    QuantizeOptions options = plain_options();
     options.per_tensor = true;
     options.symmetric = symmetric;
     const QuantizeResult result = quantize_weight(layer.weight, layer.hessian, options);
@@ -298,7 +332,7 @@ TEST(QuantizeWeight, DeadColumnsAreRoundedToNearest) {
   layer.inputs.select(1, 3).zero_();
   layer.inputs.select(1, 39).zero_();
   const at::Tensor hessian = layer.inputs.t().mm(layer.inputs);
-  QuantizeOptions options;
+  QuantizeOptions options = plain_options();
   options.group_size = 16;
   const QuantizeResult result = quantize_weight(layer.weight, hessian, options);
   options.mode = "rtn";
@@ -325,11 +359,11 @@ TEST(QuantizeWeight, DeadColumnsAreRoundedToNearest) {
 
 TEST(QuantizeWeight, ZeroHessianGivesRoundToNearest) {
   const RandomLayer layer = random_layer(5, 12, 23);
-  QuantizeOptions rtn;
+  QuantizeOptions rtn = plain_options();
   rtn.mode = "rtn";
   const at::Tensor zero = at::zeros({12, 12});
-  const QuantizeResult result = quantize_weight(layer.weight, zero);
-  EXPECT_TRUE(result.codes.equal(quantize_weight(layer.weight, {}, rtn).codes));
+  const QuantizeResult result = quantize_weight(layer.weight, zero, plain_options());
+  EXPECT_TRUE(result.codes.equal(quantize_weight(layer.weight, at::Tensor(), rtn).codes));
   EXPECT_EQ(result.report.dead_columns, 12);
   EXPECT_EQ(result.report.relative_error, 0);
 }
@@ -340,7 +374,7 @@ TEST(QuantizeWeight, SingularHessianAndLoudChannelStayFinite) {
     layer.inputs.select(1, 10).mul_(1000);
     const at::Tensor hessian = layer.inputs.t().mm(layer.inputs);
     for (const double damping : {0.0, 1e-6, 0.01}) {
-      QuantizeOptions options;
+      QuantizeOptions options = plain_options();
       options.damping = damping;
       const QuantizeResult result = quantize_weight(layer.weight.to(dtype), hessian, options);
       EXPECT_TRUE(result.dequantize().isfinite().all().item<bool>());
@@ -366,8 +400,28 @@ TEST(QuantizeWeight, ChangesNeitherArgumentsNorTheGlobalGenerator) {
 }
 
 void expect_error(const at::Tensor& weight, const at::Tensor& hessian, const std::string& part,
-                  const QuantizeOptions& options = {}) {
+                  const QuantizeOptions& options = plain_options()) {
   EXPECT_PRED_FORMAT2(testing::IsSubstring, part, test::error_of([&] { quantize_weight(weight, hessian, options); }));
+}
+
+TEST(QuantizeWeight, FewSamplesAreRoundedToNearest) {
+  const RandomLayer layer = random_layer(4, 6, 28);
+  LayerStatistics statistics;
+  statistics.hessian = layer.hessian;
+  QuantizeOptions options, rtn;
+  options.min_samples = 10;
+  rtn.mode = "rtn";
+  statistics.nsamples = 9;
+  const QuantizeResult nearest = quantize_weight(layer.weight, statistics, options);
+  EXPECT_TRUE(nearest.report.too_few_samples);
+  EXPECT_TRUE(nearest.codes.equal(quantize_weight(layer.weight, layer.hessian, rtn).codes));
+  for (const int64_t samples : {10, -1}) {
+    statistics.nsamples = samples;
+    EXPECT_FALSE(quantize_weight(layer.weight, statistics, options).report.too_few_samples);
+  }
+  statistics = {};
+  statistics.nsamples = 0;
+  EXPECT_TRUE(quantize_weight(layer.weight, statistics).report.too_few_samples);
 }
 
 TEST(QuantizeWeight, RejectsBadTensors) {
@@ -396,84 +450,12 @@ TEST(QuantizeWeight, RejectsBadTensors) {
 
 TEST(QuantizeWeight, LossesWithoutHessianAreThoseOfTheIdentity) {
   const RandomLayer layer = random_layer(4, 30, 27);
-  QuantizeOptions options;
+  QuantizeOptions options = plain_options();
   options.mode = "rtn";
-  const QuantizeReport without = quantize_weight(layer.weight, {}, options).report;
+  const QuantizeReport without = quantize_weight(layer.weight, at::Tensor(), options).report;
   const QuantizeReport identity = quantize_weight(layer.weight, at::eye(30, at::kDouble), options).report;
   EXPECT_NEAR(without.loss, identity.loss, 1e-14 * identity.loss * 120);  // 120 terms in another order
   EXPECT_GT(without.loss, 0);
-}
-
-// A layer whose inputs x arrive as x + noise.
-struct DriftedLayer : RandomLayer {
-  at::Tensor float_inputs;  // x
-  at::Tensor drift;         // 2/n Σ (x - x̂) x̂ᵀ
-};
-
-DriftedLayer drifted_layer(int64_t n, int64_t k, uint64_t seed) {
-  DriftedLayer layer{random_layer(n, k, seed), {}, {}};
-  const auto samples = static_cast<double>(layer.inputs.size(0));
-  layer.float_inputs = layer.inputs + 0.3 * random_layer(1, k, seed + 1, layer.inputs.size(0)).inputs;
-  layer.drift = (layer.float_inputs - layer.inputs).t().mm(layer.inputs) * (2.0 / samples);
-  return layer;
-}
-
-at::Tensor tensor_of(const Matrix& matrix) {
-  return at::tensor(matrix.values, at::kDouble).view({matrix.rows, matrix.cols});
-}
-
-TEST(QuantizeWeight, DriftMovesTheWeightToTheRidgeRegression) {
-  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {3, 7}, {5, 33}, {17, 64}}) {
-    for (const bool act_order : {false, true}) {
-      const DriftedLayer layer = drifted_layer(n, k, 41 + k);
-      QuantizeOptions options;
-      options.group_size = 16;
-      options.damping = 0.03;
-      options.act_order = act_order ? "static" : "off";
-      const Matrix moved = reference::ridge_regression(Matrix(layer.weight), Matrix(layer.float_inputs),
-                                                       Matrix(layer.inputs), options.damping);
-      const QuantizeResult expected = quantize_weight(tensor_of(moved), layer.hessian, options);
-      options.target_alpha = 1;
-      const QuantizeResult result = quantize_weight(layer.weight, layer.hessian, options, layer.drift);
-      EXPECT_TRUE(at::equal(result.codes, expected.codes)) << n << " x " << k;
-      EXPECT_TRUE(at::equal(result.scales, expected.scales)) << n << " x " << k;
-
-      options.target_alpha = 0.25;
-      const at::Tensor codes = quantize_weight(layer.weight, layer.hessian, options, layer.drift).codes;
-      const at::Tensor part = 0.75 * layer.weight + 0.25 * tensor_of(moved);
-      EXPECT_TRUE(at::equal(codes, quantize_weight(part, layer.hessian, options).codes)) << n << " x " << k;
-    }
-  }
-}
-
-TEST(QuantizeWeight, DriftBringsOutputsCloserToTheFloatModel) {
-  const DriftedLayer layer = drifted_layer(64, 96, 43);
-  const at::Tensor wanted = layer.float_inputs.mm(layer.weight.t());
-  const auto output_error = [&](double alpha) {
-    QuantizeOptions options;
-    options.group_size = 32;
-    options.target_alpha = alpha;
-    const at::Tensor quantized = quantize_weight(layer.weight, layer.hessian, options, layer.drift).dequantize();
-    return (layer.inputs.mm(quantized.to(at::kDouble).t()) - wanted).square().sum().item<double>();
-  };
-  EXPECT_LT(output_error(1), 0.9 * output_error(0));
-}
-
-TEST(QuantizeWeight, RejectsBadDrift) {
-  const DriftedLayer layer = drifted_layer(4, 6, 44);
-  QuantizeOptions options;
-  options.target_alpha = 1;
-  const auto error = [&](const at::Tensor& drift) {
-    return test::error_of([&] { quantize_weight(layer.weight, layer.hessian, options, drift); });
-  };
-  EXPECT_THAT(error(layer.drift.narrow(0, 0, 5)), HasSubstr("drift must be [K, K] = [6, 6], got [5, 6]"));
-  EXPECT_THAT(error(layer.drift.to(at::kInt)), HasSubstr("drift must be floating point, got Int"));
-  EXPECT_THAT(error(layer.drift / 0.0), HasSubstr("drift must be finite"));
-  options.target_alpha = 1.5;
-  EXPECT_THAT(error(layer.drift), HasSubstr("target_alpha must be in 0..1, got 1.5"));
-  options.mode = "rtn";
-  options.target_alpha = 1;
-  EXPECT_EQ(error(layer.drift.narrow(0, 0, 5)), "no error");
 }
 
 }  // namespace

@@ -40,7 +40,12 @@ class QuantizedWeight(NamedTuple):
     """uint8 [n_groups, N]"""
     report: dict[str, float]
     """What happened: loss and rtn_loss, tr(E H Eᵀ) of this result and of round-to-nearest; relative_error and
-    rtn_relative_error of the layer's output; damping; damping_escalations; float64; dead_columns"""
+    rtn_relative_error of the layer's output; sweep_loss, before refinement and row guard; damping;
+    damping_escalations; float64; dead_columns; guarded_rows; too_few_samples"""
+    bias_shift: Tensor | None = None
+    """float32 [N] to add to the layer's bias, with correct_bias"""
+    input_order: Tensor | None = None
+    """int32 [K], with act_order="dynamic": column k of codes is column input_order[k] of the weight"""
 
 
 def pack_w4(codes: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ def linear_w4(
 
 def quantize_weight(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: Tensor | None,
     bits: int = 4,
     group_size: int = 128,
     symmetric: bool = True,
@@ -127,34 +132,57 @@ def quantize_weight(
     damping: float = 0.01,
     block_size: int = 128,
     drift: Tensor | None = None,
-    target_alpha: float = 0.0,
+    target_alpha: float = 1.0,
+    scale_search: str = "auto",
+    refine_sweeps: int = 1,
+    row_guard: bool = True,
+    correct_bias: bool = False,
+    search_damping: bool = False,
+    mean: Tensor | None = None,
+    float_mean: Tensor | None = None,
+    half_hessian: Tensor | None = None,
+    half_drift: Tensor | None = None,
 ) -> QuantizedWeight:
     """Quantize one weight by GPTQ, so that the error of the layer's output, tr(E H Eᵀ) with E = w - Q, is small.
 
+    Below, x̂ are the layer's inputs, and x its inputs in the float model where earlier layers are quantized already.
+
     Args:
         weight: floating point [N, K]; not changed.
-        hessian: floating point [K, K], symmetric positive semidefinite: 2 / n Σ x xᵀ over the layer's inputs, see
-            GPTQLayer.
+        hessian: floating point [K, K], symmetric positive semidefinite: 2 / n Σ x̂ x̂ᵀ, see GPTQLayer; None only in mode
+            "rtn".
         bits: 2 to 8; only 4 can be packed.
         group_size: columns that share a scale and zero point, -1 for one group per row; the last group may be short.
         symmetric: fix the zero point at the middle code, 2**(bits - 1).
         per_tensor: one scale and zero point for the whole weight; group_size is then not used.
-        act_order: "static" (columns by descending diagonal of H, groups as stored), "off" (columns as stored), or
-            "auto": "static" in mode "default", "off" in mode "classic".
-        mode: "default", "classic" (the published algorithm) or "rtn" (round to nearest).
+        act_order: "static" (columns by descending diagonal of H, groups as stored), "dynamic" (the same order, groups
+            of columns that follow each other in it; see input_order), "off" (columns as stored), or "auto": "static"
+            in mode "default", "off" in mode "classic".
+        mode: "default", "classic" (the published algorithm) or "rtn" (round to nearest). The options below are for
+            "default".
         damping: added to the diagonal of H, as a share of the diagonal's mean.
         block_size: columns per block of the solver; changes speed only.
-        drift: floating point [K, K], 2 / n Σ (x - x̂) x̂ᵀ, where the layer sees inputs x̂ behind quantized layers that are
-            x in the float model, and hessian is that of x̂; mode "default" only.
+        drift: floating point [K, K], 2 / n Σ (x - x̂) x̂ᵀ.
         target_alpha: 0 to 1, how far w is moved against the drift before it is quantized.
+        scale_search: "minmax", "weighted" (scales, negative ones too, that make the error of each group small, weighted
+            by what each column costs) or "auto": "weighted" in mode "default".
+        refine_sweeps: passes of coordinate descent over codes and scales after the sweep.
+        row_guard: round rows to nearest that came out worse than that.
+        correct_bias: leave the mean error of the output to the bias, which has to be shifted by bias_shift; needs mean.
+        search_damping: choose between 1, 3 and 10 times damping by the loss on half of the inputs; needs half_hessian.
+        mean: floating point [K], the mean of x̂.
+        float_mean: floating point [K], the mean of x, if it is another.
+        half_hessian: floating point [K, K], the Hessian of half of the same inputs.
+        half_drift: floating point [K, K], the drift of that half.
 
     Returns:
-        The codes, scales, zeros and a report.
+        The codes, scales, zeros, a report, and bias_shift and input_order where they apply.
     """
     return QuantizedWeight(
         *torch.ops.gptq.quantize_weight(
             *(weight, hessian, bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size),
-            *(drift, target_alpha),
+            *(drift, target_alpha, scale_search, refine_sweeps, row_guard, correct_bias, search_damping),
+            *(mean, float_mean, half_hessian, half_drift),
         )
     )
 
@@ -173,9 +201,23 @@ class GPTQLayer:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, conv1d: bool = False) -> None:
         self._layer = torch.classes.gptq.GPTQLayer(weight, bias, conv1d)
 
-    def add_batch(self, input: Tensor) -> None:
-        """Add the vectors of an input, floating point [n, K] or [..., K], to the running Hessian."""
-        self._layer.add_batch(input)
+    def add_batch(
+        self,
+        input: Tensor,
+        float_input: Tensor | None = None,
+        token_weights: Tensor | None = None,
+        drop_nonfinite: bool = False,
+    ) -> None:
+        """Add the vectors of an input to the running Hessian.
+
+        Args:
+            input: floating point [n, K] or [..., K].
+            float_input: the same inputs in the float model, where input comes from one whose earlier layers are
+                quantized already. With every batch or none.
+            token_weights: [...], at least 0: how much each vector counts, such as an attention mask.
+            drop_nonfinite: drop and count vectors with NaN or Inf instead of raising.
+        """
+        self._layer.add_batch(input, float_input, token_weights, drop_nonfinite)
 
     def quantize(
         self,
@@ -188,15 +230,24 @@ class GPTQLayer:
         damping: float = 0.01,
         block_size: int = 128,
         write_back: bool = False,
+        target_alpha: float = 1.0,
+        scale_search: str = "auto",
+        refine_sweeps: int = 1,
+        row_guard: bool = True,
+        correct_bias: bool = False,
+        search_damping: bool = False,
+        min_samples: int = 1,
     ) -> QuantizedWeight:
-        """Quantize the weight with the Hessian gathered so far.
+        """Quantize the weight with what was gathered so far.
 
-        The arguments are those of quantize_weight, and write_back: whether to overwrite the layer's weight with the
-        dequantized one, in its own dtype and orientation.
+        The arguments are those of quantize_weight, and write_back: overwrite the layer's weight with the dequantized
+        one, in its own dtype and orientation, and add bias_shift to its bias; min_samples: with fewer input vectors the
+        weight is rounded to nearest, and the report says so.
         """
         return QuantizedWeight(
             *self._layer.quantize(
-                bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size, write_back
+                *(bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size, write_back),
+                *(target_alpha, scale_search, refine_sweeps, row_guard, correct_bias, search_damping, min_samples),
             )
         )
 
@@ -207,3 +258,7 @@ class GPTQLayer:
     def nsamples(self) -> int:
         """Return the number of input vectors seen."""
         return self._layer.nsamples()
+
+    def dropped(self) -> int:
+        """Return the number of input vectors left out for being NaN or Inf."""
+        return self._layer.dropped()

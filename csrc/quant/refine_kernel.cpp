@@ -1,0 +1,106 @@
+#include "quant/refine_kernel.h"
+
+#include "quant/lanes.h"
+
+namespace gptq {
+namespace {
+
+constexpr int64_t kTileColumns = 6;
+
+// gradients[c] += Σ_{i in [from, to)} columns[i] · H_first+i,first+c for c in [tile, tile + width)
+template <typename T>
+GPTQ_INLINE void pull_within(const RefinedGroup<T>& group, const T* columns, int64_t from, int64_t to, int64_t tile,
+                             int64_t width, T* sums) {
+  pull(group.hessian + (group.first + tile) * group.n_columns + group.first, group.n_columns, columns, from, to, width,
+       sums + tile * kStripRows<T>);
+}
+
+template <typename T>
+GPTQ_INLINE void move_code(const RefinedGroup<T>& group, int64_t column) {
+  constexpr int64_t rows = kStripRows<T>;
+  const int64_t k = group.first + column;
+  const T inverse = T(1) / group.hessian[k * group.n_columns + k];
+  for (int64_t v = 0; v < kStripVectors<T>; ++v) {
+    const Lanes<T> scale = lanes(group.scales)[v], zero = lanes(group.zeros)[v];
+    Lanes<T>& level = lanes(group.levels + k * rows)[v];
+    Lanes<T>& error = lanes(group.errors + k * rows)[v];
+    const Lanes<T> best = level * scale + lanes(group.gradients + column * rows)[v] * inverse;
+    const Lanes<T> moved = nearest_level<T>(best, scale, zero, group.max_code);
+    const Lanes<T> change = (level - moved) * scale;
+    lanes(group.changes + column * rows)[v] = change;
+    error += change;
+    level = moved;
+  }
+}
+
+template <typename T>
+GPTQ_INLINE void move_codes(const RefinedGroup<T>& group) {
+  for (int64_t tile = 0; tile < group.count; tile += kTileColumns) {
+    const int64_t end = tile + kTileColumns < group.count ? tile + kTileColumns : group.count;
+    pull_within(group, group.changes, 0, tile, tile, end - tile, group.gradients);
+    for (int64_t c = tile; c < end; ++c) {
+      pull_within(group, group.changes, tile, c, c, 1, group.gradients);
+      move_code(group, c);
+    }
+  }
+}
+
+// With the errors off by s · levels, the loss falls by 2 s (levels · gradients) - s² (levels Hd levelsᵀ).
+template <typename T>
+GPTQ_INLINE void fit_scales(const RefinedGroup<T>& group) {
+  constexpr int64_t rows = kStripRows<T>;
+  const T* levels = group.levels + group.first * rows;
+  for (int64_t c = 0; c < group.count; ++c) {  // the changes that the gradient of c has not seen
+    pull_within(group, group.changes, c, group.count, c, 1, group.gradients);
+  }
+  Lanes<T> slope[kStripVectors<T>] = {}, curvature[kStripVectors<T>] = {};
+  for (int64_t tile = 0; tile < group.count; tile += kTileColumns) {
+    const int64_t end = tile + kTileColumns < group.count ? tile + kTileColumns : group.count;
+    for (int64_t i = tile * rows; i < end * rows; ++i) {
+      group.changes[i] = 0;
+    }
+    pull_within(group, levels, 0, group.count, tile, end - tile, group.changes);
+    for (int64_t c = tile; c < end; ++c) {
+      for (int64_t v = 0; v < kStripVectors<T>; ++v) {
+        slope[v] += lanes(levels + c * rows)[v] * lanes(group.gradients + c * rows)[v];
+        curvature[v] += lanes(levels + c * rows)[v] * lanes(group.changes + c * rows)[v];
+      }
+    }
+  }
+  for (int64_t v = 0; v < kStripVectors<T>; ++v) {
+    const Lanes<T> scale = lanes(group.scales)[v];
+    const Lanes<T> fitted = half_precision<T>(scale + slope[v] / curvature[v]), step = fitted - scale;
+    // False for the NaN of levels that are all 0.
+    const auto better = (step * (step * curvature[v] - 2 * slope[v]) < T(0)) & is_scale<T>(fitted);
+    const Lanes<T> taken = better ? step : Lanes<T>{};
+    lanes(group.scales)[v] = scale + taken;
+    for (int64_t c = 0; c < group.count; ++c) {
+      lanes(group.errors + (group.first + c) * rows)[v] -= taken * lanes(levels + c * rows)[v];
+    }
+  }
+}
+
+template <typename T>
+GPTQ_INLINE void refine(const RefinedGroup<T>& group) {
+  for (int64_t i = 0; i < group.count * kStripRows<T>; ++i) {
+    group.gradients[i] = 0;
+  }
+  pull(group.hessian + group.first * group.n_columns, group.n_columns, group.errors, 0, group.n_columns, group.count,
+       group.gradients);
+  move_codes(group);
+  if (group.fit_scales) {
+    fit_scales(group);
+  }
+}
+
+}  // namespace
+
+GPTQ_CLONES void refine_group(const RefinedGroup<float>& group) {
+  refine(group);
+}
+
+GPTQ_CLONES void refine_group(const RefinedGroup<double>& group) {
+  refine(group);
+}
+
+}  // namespace gptq

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+
+#include "quant/pull_kernel.h"
+
+namespace gptq {
+
+/// One group of columns [first, first + count) of a strip of rows. Everything per column is [column][kStripRows],
+/// aligned to 64 bytes.
+template <typename T>
+struct RefinedGroup {
+  int64_t n_columns;
+  const T* hessian;  ///< damped H, [n_columns][n_columns]
+  int64_t first;
+  int64_t count;
+  T max_code;
+  T* errors;        ///< [n_columns]: weight - quantized weight
+  T* levels;        ///< [n_columns]: code - zero
+  T* scales;        ///< [kStripRows], of this group
+  const T* zeros;   ///< [kStripRows], of this group
+  T* gradients;     ///< [count], scratch
+  T* changes;       ///< [count], scratch
+  bool fit_scales;  ///< whether scales may change
+};
+
+/// Moves each code in turn to where the loss e Hd eᵀ of its row is least with all others fixed, then the scale to its
+/// least squares value in float16 if that is less. Neither step increases the loss.
+void refine_group(const RefinedGroup<float>& group);
+void refine_group(const RefinedGroup<double>& group);
+
+}  // namespace gptq

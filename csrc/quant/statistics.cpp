@@ -1,0 +1,123 @@
+#include "quant/statistics.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/outer.h>
+#include <c10/util/Exception.h>
+
+namespace gptq {
+namespace {
+
+// Largest difference between H and Hᵀ, as a share of the largest entry, that passes for rounding.
+constexpr double kSymmetryTolerance = 1e-4;
+
+at::Tensor checked(const at::Tensor& values, at::IntArrayRef sizes, const char* letters, const char* name,
+                   at::ScalarType dtype) {
+  TORCH_CHECK(values.sizes() == sizes, "quantize_weight: ", name, " must be ", letters, " = ", sizes, ", got ",
+              values.sizes());
+  TORCH_CHECK(values.is_floating_point(), "quantize_weight: ", name, " must be floating point, got ",
+              values.scalar_type());
+  TORCH_CHECK(values.is_cpu(), "quantize_weight: ", name, " must be on the CPU, got ", values.device());
+  const at::Tensor result = values.detach().to(dtype).contiguous();
+  check_finite(result, name);
+  return result;
+}
+
+at::Tensor checked_matrix(const at::Tensor& values, const at::Tensor& weight, const char* name) {
+  const int64_t k = weight.size(1);
+  return values.defined() ? checked(values, {k, k}, "[K, K]", name, weight.scalar_type()) : values;
+}
+
+at::Tensor checked_vector(const at::Tensor& values, const at::Tensor& weight, const char* name) {
+  return values.defined() ? checked(values, {weight.size(1)}, "[K]", name, weight.scalar_type()) : values;
+}
+
+at::Tensor checked_hessian(const at::Tensor& hessian, const at::Tensor& weight, const char* name) {
+  const at::Tensor values = checked_matrix(hessian, weight, name);
+  if (!values.defined()) {
+    return values;
+  }
+  const double largest = values.abs().max().item<double>();
+  const double difference = values.sub(values.t()).abs_().max().item<double>();
+  TORCH_CHECK(difference <= kSymmetryTolerance * largest, "quantize_weight: ", name,
+              " must be symmetric, got a difference of ", difference,
+              " between H and its transpose; its largest entry is ", largest);
+  const double least = values.diagonal().min().item<double>();
+  TORCH_CHECK(least >= 0, "quantize_weight: ", name, " must be positive semidefinite, got ", least, " on its diagonal");
+  return values;
+}
+
+at::Tensor reordered(const at::Tensor& values, const at::Tensor& order) {
+  if (!values.defined()) {
+    return values;
+  }
+  const at::Tensor rows = values.index_select(0, order);
+  return values.dim() == 1 ? rows : rows.index_select(1, order);
+}
+
+}  // namespace
+
+void check_finite(const at::Tensor& values, const char* name) {
+  const int64_t bad = values.numel() - values.isfinite().sum().item<int64_t>();
+  TORCH_CHECK(bad == 0, "quantize_weight: ", name, " must be finite in ", values.scalar_type(), ", got ", bad,
+              " NaN or Inf values of ", values.numel());
+}
+
+at::Tensor checked_weight(const at::Tensor& weight) {
+  TORCH_CHECK(weight.defined() && weight.dim() == 2 && weight.numel() > 0,
+              "quantize_weight: weight must be [N, K] with at least one row and one column, got ",
+              weight.defined() ? weight.sizes() : at::IntArrayRef{});
+  TORCH_CHECK(weight.is_floating_point(), "quantize_weight: weight must be floating point, got ", weight.scalar_type());
+  TORCH_CHECK(weight.is_cpu(), "quantize_weight: weight must be on the CPU, got ", weight.device());
+  const auto dtype = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor values = weight.detach().to(dtype).contiguous();
+  check_finite(values, "weight");
+  return values;
+}
+
+LayerStatistics checked_statistics(const LayerStatistics& statistics, const at::Tensor& weight, const Plan& plan) {
+  LayerStatistics result;
+  result.nsamples = statistics.nsamples;
+  result.hessian = checked_hessian(statistics.hessian, weight, "hessian");
+  if (plan.target_alpha > 0) {
+    result.drift = checked_matrix(statistics.drift, weight, "drift");
+  }
+  if (plan.correct_bias) {
+    result.mean = checked_vector(statistics.mean, weight, "mean");
+    result.float_mean = checked_vector(statistics.float_mean, weight, "float_mean");
+  }
+  if (plan.search_damping) {
+    TORCH_CHECK(statistics.half_hessian.defined(),
+                "quantize_weight: half_hessian is required to search the damping, got none");
+    result.half_hessian = checked_hessian(statistics.half_hessian, weight, "half_hessian");
+    result.half_drift =
+        checked_matrix(result.drift.defined() ? statistics.half_drift : at::Tensor(), weight, "half_drift");
+  }
+  return result;
+}
+
+LayerStatistics centred(const LayerStatistics& statistics) {
+  LayerStatistics result = statistics;
+  const at::Tensor& mean = statistics.mean;
+  const at::Tensor float_mean = statistics.float_mean.defined() ? statistics.float_mean : mean;
+  result.hessian = statistics.hessian.sub(at::outer(mean, mean), 2);
+  // Rounding may take the diagonal of a constant input below 0, which is dead without its mean.
+  result.hessian.diagonal().clamp_min_(0);
+  if (statistics.drift.defined()) {
+    result.drift = statistics.drift.sub(at::outer(float_mean - mean, mean), 2);
+  }
+  return result;
+}
+
+LayerStatistics permuted(const LayerStatistics& statistics, const at::Tensor& order) {
+  LayerStatistics result;
+  result.nsamples = statistics.nsamples;
+  result.hessian = reordered(statistics.hessian, order);
+  result.drift = reordered(statistics.drift, order);
+  result.mean = reordered(statistics.mean, order);
+  result.float_mean = reordered(statistics.float_mean, order);
+  result.half_hessian = reordered(statistics.half_hessian, order);
+  result.half_drift = reordered(statistics.half_drift, order);
+  return result;
+}
+
+}  // namespace gptq

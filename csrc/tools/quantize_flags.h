@@ -1,0 +1,31 @@
+#pragma once
+
+#include <gptq/quantize_module.h>
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+namespace gptq::tools {
+
+/// The flags that say how layers are quantized.
+struct QuantizeFlags {
+  QuantizeModuleOptions options;
+
+  void add_to(CLI::App& command);
+  /// Fills in what the flags say. Throws if one of them makes no sense.
+  void resolve();
+
+ private:
+  std::vector<std::string> skip_{R"((^|\.)lm_head$)"};
+  std::vector<std::string> overrides_;
+  bool asymmetric_ = false;
+  bool no_row_guard_ = false;
+  bool no_bias_correction_ = false;
+  bool lm_head_ = false;
+
+  void add_grid_flags(CLI::App& command);
+  void add_solver_flags(CLI::App& command);
+};
+
+}  // namespace gptq::tools

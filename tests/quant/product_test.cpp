@@ -1,0 +1,35 @@
+#include "quant/product.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/quant/random_layer.h"
+
+namespace gptq {
+namespace {
+
+TEST(Product, IsABTransposedForEveryShape) {
+  for (const auto& [m, n, k] : {std::tuple{1, 1, 1}, {31, 33, 32}, {32, 32, 31}, {33, 32, 65}, {257, 64, 300}}) {
+    const at::Tensor a = test::random_layer(m, k, 11).weight, b = test::random_layer(n, k, 12).weight;
+    const at::Tensor exact = a.mm(b.t()), size = a.abs().mm(b.abs().t());
+    EXPECT_TRUE(product(a, b).sub(exact).abs().le(size * (1.2e-16 * (k + 1))).all().item<bool>());
+    const at::Tensor x = a.to(at::kFloat), y = b.to(at::kFloat);
+    const at::Tensor rounded = x.to(at::kDouble).mm(y.to(at::kDouble).t());
+    EXPECT_TRUE(product(x, y).sub(rounded).abs().le(size * (6e-8 * (k + 1))).all().item<bool>()) << m;
+    EXPECT_TRUE(product(x, y).is_contiguous());
+    // Factors and result in bfloat16: three roundings of 2^-9, the last of the result.
+    const at::Tensor coarse = coarse_product(x, y);
+    EXPECT_EQ(coarse.scalar_type(), at::kFloat);
+    EXPECT_TRUE(coarse.sub(rounded).abs().le(size * (3.1 / 512)).all().item<bool>()) << m;
+  }
+}
+
+TEST(Product, TakesViews) {
+  const at::Tensor a = test::random_layer(80, 90, 13).weight.to(at::kFloat), b = test::random_layer(90, 70, 14).weight;
+  const at::Tensor left = a.narrow(0, 10, 40).narrow(1, 20, 50), right = b.to(at::kFloat).narrow(0, 5, 50).t();
+  EXPECT_TRUE(product(left, right).allclose(left.mm(right.t()), 1e-5, 1e-5));
+}
+
+}  // namespace
+}  // namespace gptq
