@@ -1,0 +1,201 @@
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+#include <gptq/gptq_layer.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <regex>
+
+#include "tools/commands.h"
+#include "tools/progress.h"
+#include "tools/published_gptq.h"
+#include "tools/report.h"
+
+namespace gptq::tools {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kTokens = 2048;    // of a batch that is added to a Hessian
+constexpr int64_t kPeakSide = 2048;  // of the product whose speed counts as the machine's peak
+constexpr double kGiga = 1e9;
+
+struct Shape {
+  int64_t n, k;
+
+  static Shape parse(const std::string& text) {
+    std::smatch parts;
+    TORCH_CHECK(std::regex_match(text, parts, std::regex("([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")),
+                "--shapes: must be NxK with N and K from 1 to 999999, got ", text);
+    return {std::stoll(parts[1]), std::stoll(parts[2])};
+  }
+};
+
+/// Seconds of each contender, one for each round.
+using Times = std::map<std::string, std::vector<double>>;
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+/// The contenders one after the other, round by round, so that all see the same machine; the first round warms up.
+Times interleave(const std::vector<std::pair<std::string, std::function<void()>>>& contenders, int64_t rounds) {
+  Times times;
+  for (int64_t round = 0; round <= rounds; ++round) {
+    for (const auto& [name, call] : contenders) {
+      const auto start = Clock::now();
+      call();
+      if (round > 0) {
+        times[name].push_back(std::chrono::duration<double>(Clock::now() - start).count());
+      }
+    }
+  }
+  return times;
+}
+
+Json spread(const std::vector<double>& values) {
+  return {{"median", median(values)},
+          {"least", *std::min_element(values.begin(), values.end())},
+          {"most", *std::max_element(values.begin(), values.end())}};
+}
+
+/// How many times faster than the peer, round by round.
+Json ratios(const Times& times, const std::string& peer) {
+  Json json;
+  for (const auto& [name, seconds] : times) {
+    if (name != peer) {
+      std::vector<double> values;
+      for (size_t round = 0; round < seconds.size(); ++round) {
+        values.push_back(times.at(peer)[round] / seconds[round]);
+      }
+      json[name] = spread(values);
+    }
+  }
+  return json;
+}
+
+Json seconds_json(const Times& times) {
+  Json json;
+  for (const auto& [name, seconds] : times) {
+    json[name] = spread(seconds);
+  }
+  return json;
+}
+
+struct BenchQuantize {
+  std::vector<std::string> shapes{"768x768", "3072x768", "768x3072", "4096x4096"};
+  int64_t rounds = 5;
+  int64_t threads = 0;
+  int64_t group_size = 128;
+  std::string json;
+
+  void run();
+
+ private:
+  Json measure(const Shape& shape) const;
+};
+
+/// Inputs whose channels are correlated, as those of a language model are.
+at::Tensor correlated_inputs(int64_t k, at::Generator& generator) {
+  const at::Tensor mixing = at::eye(k) + at::randn({k, k}, generator) / std::sqrt(static_cast<double>(k));
+  return at::randn({kTokens, k}, generator).mm(mixing);
+}
+
+Json BenchQuantize::measure(const Shape& shape) const {
+  at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(42);
+  const at::Tensor weight = at::randn({shape.n, shape.k}, generator) * 0.02;
+  GPTQLayer layer(weight);
+  at::Tensor inputs;
+  for (int64_t tokens = 0; tokens < 2 * shape.k; tokens += kTokens) {
+    inputs = correlated_inputs(shape.k, generator);
+    layer.add_batch(inputs);
+  }
+  const at::Tensor hessian = layer.hessian();
+  QuantizeOptions sweep_alone;
+  sweep_alone.group_size = group_size;
+  sweep_alone.scale_search = "minmax";
+  sweep_alone.refine_sweeps = 0;
+  sweep_alone.row_guard = false;
+  QuantizeOptions classic = sweep_alone, all;
+  classic.mode = "classic";
+  all.group_size = group_size;
+
+  at::Tensor square = at::randn({kPeakSide, kPeakSide}, generator), published_hessian = at::zeros_like(hessian);
+  int64_t published_samples = 0;
+  const Times quantize = interleave({{"published", [&] { published_gptq(weight, hessian, 4, group_size, 0.01); }},
+                                     {"sweep", [&] { quantize_weight(weight, hessian, sweep_alone); }},
+                                     {"classic", [&] { quantize_weight(weight, hessian, classic); }},
+                                     {"default", [&] { quantize_weight(weight, hessian, all); }},
+                                     {"peak", [&] { square.mm(square); }}},
+                                    rounds);
+  const Times add_batch = interleave(
+      {{"published", [&] { published_samples = published_add_batch(published_hessian, inputs, published_samples); }},
+       {"add_batch", [&] { layer.add_batch(inputs); }}},
+      rounds);
+
+  const auto n = static_cast<double>(shape.n), k = static_cast<double>(shape.k), side = static_cast<double>(kPeakSide);
+  const double flops = k * k * k / 3 + n * k * k;
+  Json result{{"shape", {shape.n, shape.k}},
+              {"seconds", seconds_json(quantize)},
+              {"speedup", ratios(quantize, "published")},
+              {"hessian_seconds", seconds_json(add_batch)},
+              {"hessian_speedup", ratios(add_batch, "published")["add_batch"]},
+              {"sweep_gflops", flops / median(quantize.at("sweep")) / kGiga},
+              {"peak_gflops", 2 * side * side * side / median(quantize.at("peak")) / kGiga}};
+  result["speedup"].erase("peak");
+  const auto ratio = [&](const char* name) { return result["speedup"][name]["median"].get<double>(); };
+  std::printf(
+      "%5lld x %-5lld  published %8.1f ms   sweep %6.1fx   classic %6.1fx   default %6.1fx   Hessian %5.1fx   "
+      "%.0f of %.0f GFLOP/s\n",
+      static_cast<long long>(shape.n), static_cast<long long>(shape.k), 1e3 * median(quantize.at("published")),
+      ratio("sweep"), ratio("classic"), ratio("default"), result["hessian_speedup"]["median"].get<double>(),
+      result["sweep_gflops"].get<double>(), result["peak_gflops"].get<double>());
+  std::fflush(stdout);
+  return result;
+}
+
+void BenchQuantize::run() {
+  std::vector<Shape> parsed;
+  for (const std::string& shape : shapes) {
+    parsed.push_back(Shape::parse(shape));
+  }
+  if (threads > 0) {
+    at::set_num_threads(static_cast<int>(threads));
+  }
+  JsonOutput output(json);
+  Json results = Json::array();
+  for (const Shape& shape : parsed) {
+    results.push_back(measure(shape));
+  }
+  output.write(Json{{"threads", at::get_num_threads()},
+                {"rounds", rounds},
+                {"group_size", group_size},
+                {"tokens_per_batch", kTokens},
+                {"shapes", results}});
+}
+
+}  // namespace
+
+void add_bench_quantize_command(CLI::App& app) {
+  const auto bench = std::make_shared<BenchQuantize>();
+  CLI::App* sub = app.add_subcommand(
+      "quantize",
+      "Quantizing one weight, and updating its Hessian, beside the published algorithm in torch operations");
+  sub->add_option("--shapes", bench->shapes, "NxK of each weight")->capture_default_str()->delimiter(',');
+  sub->add_option("--rounds", bench->rounds, "Rounds, after one to warm up")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  sub->add_option("--group-size", bench->group_size, "Inputs that share a scale")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--threads", bench->threads, "Threads")->check(CLI::PositiveNumber);
+  sub->add_option("--json", bench->json, "File to write the result to");
+  sub->callback([bench] { bench->run(); });
+}
+
+}  // namespace gptq::tools
