@@ -3,7 +3,8 @@
 # them: build/lab/STUDY holds results.json, manifest.json and the plots, build/lab/compare.html all of it on one page.
 #
 #   scripts/lab.sh [--docs] [OPTION...]     --docs also brings the tables and plots of docs/studies.md up to date;
-#                                           the options go to every study, e.g. --mode classic
+#                                           the options go to every study; all of them know --seed,
+#                                           --threads, --mode, --damping and --bits
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 configure default build
@@ -25,7 +26,10 @@ python scripts/plot_lab.py --compare "${runs[@]}" -o $lab/compare.html
 if $docs; then
   python scripts/plot_lab.py --markdown docs/studies.md "${runs[@]}"
   for run in "${runs[@]}"; do
-    for plot in "$run"/*.png; do cp "$plot" "docs/lab_$(basename "$run")_$(basename "$plot")"; done
+    for plot in "$run"/*.png; do
+      shown=lab_$(basename "$run")_$(basename "$plot")
+      if grep -qF "($shown)" docs/studies.md; then cp "$plot" "docs/$shown"; fi
+    done
   done
 fi
 echo "lab.sh: the page is $lab/compare.html"

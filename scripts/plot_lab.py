@@ -203,12 +203,22 @@ def toy_tables(results):
         for point in results["samples"]
     ]
     shape = [
-        [run["inputs"], f"{run['effective_rank']:.1f}", f"{run['diagonal_mean']:.4g}", f"{run['diagonal_median']:.4g}"]
+        [run["inputs"], f"{run['effective_rank']:.1f}", f"{run['diagonal_mean']:.5g}", f"{run['diagonal_median']:.5g}"]
         + [f"{run['methods'][name]['gain_correlation']:.3f}" for name in ("gptq", "gptq_act_order")]
         for run in results["runs"]
     ]
+    dampings = []
+    for run in results["runs"]:
+        for point in run["dampings"]:
+            ratios = [point[name] for name in ("gptq", "gptq_act_order")]
+            dampings.append(
+                [run["inputs"], f"{point['damping']:g}"]
+                + [f"{ratio[key]:.3g}" for key in ("ratio_undamped", "ratio_fresh", "ratio_mse") for ratio in ratios]
+            )
+    pairs = ["ratio, undamped H", "act-order", "fresh inputs", "act-order", "MSE", "act-order"]
     return {
         "losses": (head, rows),
+        "damping": (["inputs", "damping", *pairs], dampings),
         "samples": (["inputs", "directions in use", "ratio", "ratio, fresh inputs", "ratio of MSE"], samples),
         "inputs": (
             ["inputs", "directions in use", "mean diag H", "median diag H"]
@@ -378,13 +388,6 @@ def markdown_table(head, rows):
 
 def update_markdown(page, runs):
     tables = {f"{run.folder.name}: {name}": table for run in runs for name, table in run.tables.items()}
-    tables |= {
-        f"{run.folder.name}: command": (
-            ["command", "seconds"],
-            [[f"`{run.manifest['command']}`", f"{run.manifest['seconds']:.1f}"]],
-        )
-        for run in runs
-    }
 
     def replaced(match):
         if match[1] not in tables:

@@ -3,6 +3,7 @@
 #include <torch/script.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 #include "quant/gram.h"
@@ -20,7 +21,9 @@ CLI::Validator group_size_check() {
   return CLI::Validator(
       [](std::string& text) {
         int64_t value = 0;
-        const bool valid = CLI::detail::lexical_cast(text, value) && (value == -1 || value >= 1);
+        const char* end = text.data() + text.size();
+        const auto [rest, error] = std::from_chars(text.data(), end, value);
+        const bool valid = error == std::errc() && rest == end && (value == -1 || value >= 1);
         return valid ? std::string() : "must be -1 or at least 1, got " + text;
       },
       "INT", "group size");

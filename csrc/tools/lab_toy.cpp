@@ -123,6 +123,7 @@ struct ToyStudy {
   int64_t bits = 4;
   double damping = 0.01;
   std::string mode = "default";
+  std::vector<double> dampings{0.0001, 0.001, 0.01, 0.1, 1};
   std::vector<int64_t> sample_counts{32, 128, 512, 2048, 8192, 32768};
 
   void run();
@@ -132,6 +133,7 @@ struct ToyStudy {
   at::Tensor inputs(bool heavy_tailed, int64_t count, at::Generator generator) const;
   Calibration calibration(bool heavy_tailed, int64_t count, at::Generator generator, uint64_t purpose) const;
   Json compare(const Toy& toy, const std::string& name, const Calibration& hessians, Layers& layers) const;
+  Json sweep_damping(const Toy& toy, const Calibration& hessians) const;
   Json sweep_samples(const Toy& toy, Progress& progress) const;
 };
 
@@ -186,7 +188,26 @@ Json ToyStudy::compare(const Toy& toy, const std::string& name, const Calibratio
           {"fresh_effective_rank", effective_rank(hessians.fresh)},
           {"diagonal_mean", hessians.plain.diagonal().mean().item<double>()},
           {"diagonal_median", hessians.plain.diagonal().median().item<double>()},
-          {"methods", methods}};
+          {"methods", methods},
+          {"dampings", sweep_damping(toy, hessians)}};
+}
+
+// What becomes of the ratios as the damping that GPTQ is given changes.
+Json ToyStudy::sweep_damping(const Toy& toy, const Calibration& hessians) const {
+  const Losses rtn = losses_of(toy.weight.sub(toy.values(round_to_grid(toy.weight, toy.grid))), hessians);
+  Json points = Json::array();
+  for (const double share : dampings) {
+    Json point{{"damping", share}};
+    for (const bool act_order : {false, true}) {
+      const at::Tensor codes = gptq_codes(toy, damped(hessians.plain, share), act_order);
+      const Losses gptq = losses_of(toy.weight.sub(toy.values(codes)), hessians);
+      point[act_order ? "gptq_act_order" : "gptq"] = {{"ratio_undamped", gptq.undamped / rtn.undamped},
+                                                      {"ratio_fresh", gptq.fresh / rtn.fresh},
+                                                      {"ratio_mse", gptq.mse / rtn.mse}};
+    }
+    points.push_back(point);
+  }
+  return points;
 }
 
 // What becomes of the ratio as more normal inputs are seen.
@@ -265,6 +286,9 @@ void add_toy_study(CLI::App& lab) {
       ->check(CLI::PositiveNumber);
   toy.study.setting(*sub, "mode", toy.mode, "Mode of the library that is run beside: default or classic")
       ->check(CLI::IsMember({"default", "classic"}));
+  toy.study.setting(*sub, "dampings", toy.dampings, "Values of the damping to repeat GPTQ with")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
   toy.study.setting(*sub, "sample-counts", toy.sample_counts, "Numbers of inputs to repeat the comparison with")
       ->delimiter(',')
       ->check(CLI::PositiveNumber);
