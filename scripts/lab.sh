@@ -21,7 +21,7 @@ build/bin/gptq lab group-size -o $lab/group-size-correlated --inputs correlated 
 build/bin/gptq lab calibration -o $lab/calibration "$@"
 build/bin/gptq lab bits -o $lab/bits "$@"
 
-runs=($lab/toy $lab/group-size $lab/group-size-correlated $lab/calibration $lab/bits)
+runs=("$lab"/{toy,group-size,group-size-correlated,calibration,bits})
 python scripts/plot_lab.py --compare "${runs[@]}" -o $lab/compare.html
 if $docs; then
   python scripts/plot_lab.py --markdown docs/studies.md "${runs[@]}"

@@ -29,6 +29,11 @@ fs::path folder_path(const std::string& path) {
   return result.has_filename() ? result : result.parent_path();
 }
 
+// A hidden name in the same folder.
+fs::path beside(const fs::path& folder, const char* purpose) {
+  return folder.parent_path() / c10::str(".", folder.filename().string(), ".", purpose, "-", getpid());
+}
+
 bool is_earlier_run(const fs::path& folder) {
   try {
     return gptq::read_json_object((folder / "manifest.json").string()).contains("study");
@@ -110,7 +115,7 @@ void Study::add_to(CLI::App& sub) {
 
 void Study::begin() {
   const fs::path folder = folder_path(output_);
-  check_output_folder(check_replaceable(folder) ? (folder.parent_path() / "gptq-lab").string() : folder.string());
+  check_output_folder(check_replaceable(folder) ? beside(folder, "new").string() : folder.string());
   if (threads_ > 0) {
     at::set_num_threads(static_cast<int>(threads_));
   }
@@ -151,7 +156,7 @@ void Study::finish(Json results, const std::vector<std::pair<std::string, at::Te
   const fs::path folder = folder_path(output_);
   fs::path aside;
   if (check_replaceable(folder)) {
-    aside = folder.parent_path() / c10::str(".", folder.filename().string(), ".old-", getpid());
+    aside = beside(folder, "old");
     fs::rename(folder, aside);
   }
   try {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import plot_lab
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -46,7 +47,7 @@ def results(folders):
 
 
 @pytest.fixture(scope="module")
-def plot_lab(root):
+def run_plot_lab(root):
     """Return a function that runs the script and gives the finished process."""
 
     def run(*arguments):
@@ -57,10 +58,10 @@ def plot_lab(root):
 
 
 @pytest.fixture(scope="module")
-def page(folders, plot_lab, tmp_path_factory):
+def page(folders, run_plot_lab, tmp_path_factory):
     """Draw every study and the page; return the page's path."""
     out = tmp_path_factory.mktemp("page") / "compare.html"
-    process = plot_lab("--compare", *folders.values(), "-o", out)
+    process = run_plot_lab("--compare", *folders.values(), "-o", out)
     assert process.returncode == 0, process.stderr
     return out
 
@@ -297,39 +298,38 @@ def test_the_page_needs_nothing_else(page):
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
 
 
-def test_the_page_escapes_what_it_shows(folders, plot_lab, tmp_path):
+def test_the_page_escapes_what_it_shows(folders, run_plot_lab, tmp_path):
     folder = tmp_path / "<b>&"
     folder.mkdir()
     for name in ("results.json", "manifest.json"):
         text = (folders["bits"] / name).read_text()
         (folder / name).write_text(text.replace("AMD", "<script>").replace("gptq lab", "gptq <i>lab"))
-    assert plot_lab("--compare", folder, folder, "-o", tmp_path / "page.html").returncode == 0
+    assert run_plot_lab("--compare", folder, folder, "-o", tmp_path / "page.html").returncode == 0
     text = (tmp_path / "page.html").read_text()
     assert "<script>" not in text and "<i>" not in text and "<b>" not in text
     assert "gptq &lt;i&gt;lab" in text and "&lt;b&gt;&amp;" in text
 
 
-def test_tables_of_a_markdown_page_are_brought_up_to_date(folders, plot_lab, tmp_path):
+def test_tables_of_a_markdown_page_are_brought_up_to_date(folders, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- group-size: groups -->\nold\n<!-- end -->\nafter\n")
-    assert plot_lab("--markdown", page, folders["group-size"]).returncode == 0
+    plot_lab.update_markdown(page, [plot_lab.Run(folders["group-size"])])
     lines = page.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")] == (
         ["| group size", "| ---", "| 32", "| 64", "| 100", "| row"]
     )
     page.write_text("<!-- toy: magic -->\n<!-- end -->\n")
-    process = plot_lab("--markdown", page, folders["toy"])
-    assert process.returncode == 1 and "toy: magic" in process.stderr
+    with pytest.raises(plot_lab.LabError, match="no table toy: magic"):
+        plot_lab.update_markdown(page, [plot_lab.Run(folders["toy"])])
 
 
-def test_folders_that_are_no_results_are_refused(plot_lab, tmp_path):
-    process = plot_lab(tmp_path)
+def test_folders_that_are_no_results_are_refused(run_plot_lab, tmp_path):
+    process = run_plot_lab(tmp_path)
     assert process.returncode == 1
     assert re.fullmatch(r"plot_lab\.py: .*results\.json: No such file or directory\n", process.stderr)
     for text in ("{", "[]", '{"study": "magic"}', '{"study": "bits"}'):
         (tmp_path / "results.json").write_text(text)
         (tmp_path / "manifest.json").write_text("{}")
-        process = plot_lab(tmp_path)
-        assert process.returncode == 1
-        assert re.fullmatch(r"plot_lab\.py: .*is not the output of a study.*\n", process.stderr)
+        with pytest.raises(plot_lab.LabError, match="is not the output of a study"):
+            plot_lab.Run(tmp_path)
