@@ -83,11 +83,11 @@ std::string processor() {
 Json host() {
   utsname system{};
   uname(&system);
-  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+  const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
   return {{"processor", processor()},
           {"cores", sysconf(_SC_NPROCESSORS_ONLN)},
           {"instruction_set", at::get_cpu_capability()},
-          {"memory_gb", static_cast<double>(memory / 1'000'000) / 1000},
+          {"memory_gb", memory / 1e9},
           {"system", std::string(system.sysname) + " " + system.machine}};
 }
 
