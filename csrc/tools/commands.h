@@ -12,5 +12,6 @@ void add_eval_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);
+void add_lab_command(CLI::App& app);
 
 }  // namespace gptq::tools

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   gptq::tools::add_inspect_command(app);
   gptq::tools::add_tokenize_command(app);
   gptq::tools::add_bench_command(app);
+  gptq::tools::add_lab_command(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
