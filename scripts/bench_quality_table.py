@@ -53,6 +53,7 @@ def table(runs, cell):
     """Return a Markdown table: a row a variant, a column a grid; both in the order in which they first appear."""
     grids = sorted({(run["bits"], run["group_size"]) for run in runs}, reverse=True)
     variants = list(dict.fromkeys(run["variant"] for run in runs))
+    draws = len({run["draw"] for run in runs} - {None})
     lines = ["| variant | " + " | ".join(f"{bits} bit, g = {group}" for bits, group in grids) + " |"]
     lines.append("| --- |" + " --- |" * len(grids))
     for variant in variants:
@@ -63,7 +64,8 @@ def table(runs, cell):
             peer = [run for run in at_grid if run["variant"] == PEER]
             # The same draws on both sides, where the variant has draws.
             peer = [run for run in peer if run["draw"] in {other["draw"] for other in own}] or peer
-            cells.append(cell(own, peer) if own else "–")
+            fewer = own and own[0]["draw"] is not None and len(own) < draws
+            cells.append((cell(own, peer) if own else "–") + (f", {len(own)} of {draws} draws" if fewer else ""))
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -175,10 +175,10 @@ def test_table():
     assert "| variant | 4 bit, g = 128 | 4 bit, g = 32 |" in text
     assert "| rtn | 4000 (4.00×) | – |" in text
     assert "| gptqmodel | 1000 ± 141 (1.00×) | – |" in text
-    assert "| default | 500 ± 141 (0.50×) | 200 |" in text
-    assert "| default | +1.000 ± 0.000 | +1.000 |" in text
+    assert "| default | 500 ± 141 (0.50×) | 200, 1 of 2 draws |" in text
+    assert "| default | +1.000 ± 0.000 | +1.000, 1 of 2 draws |" in text
     assert "2 calibration draws of 8 windows of 16 tokens; 100 held-out tokens scored" in text
-    assert "| default | 2.5 (4.0×) | 4.0 |" in text
+    assert "| default | 2.5 (4.0×) | 4.0, 1 of 2 draws |" in text
     assert "busy" not in text
     assert "1 of 7 timed runs shared" in markdown([*runs, run("default", 2, 0.5e-3, others_share=0.5), runs[1]])
 
