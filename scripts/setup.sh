@@ -21,7 +21,7 @@ missing_packages() {
   local package
   command -v "${CXX:-c++}" >/dev/null || echo g++
   command -v pkg-config >/dev/null || echo pkg-config
-  for package in libcli11-dev libgtest-dev libpcre2-dev nlohmann-json3-dev; do
+  for package in libcli11-dev libgoogle-perftools-dev libgtest-dev libpcre2-dev nlohmann-json3-dev; do
     [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
   done
   if ! venv_works; then

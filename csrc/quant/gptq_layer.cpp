@@ -1,9 +1,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 #include <gptq/gptq_layer.h>
 
@@ -46,7 +44,7 @@ at::Tensor checked_rows(const at::Tensor& input, int64_t k, const char* name) {
               input.sizes());
   TORCH_CHECK(input.is_floating_point(), "add_batch: ", name, " must be floating point, got ", input.scalar_type());
   TORCH_CHECK(input.is_cpu(), "add_batch: ", name, " must be on the CPU, got ", input.device());
-  return input.detach().to(at::kFloat).reshape({-1, k});
+  return input.detach().to(at::kFloat).reshape({-1, k}).contiguous();
 }
 
 at::Tensor checked_weights(const at::Tensor& token_weights, const at::Tensor& input) {
@@ -63,11 +61,6 @@ at::Tensor checked_weights(const at::Tensor& token_weights, const at::Tensor& in
 
 int64_t count_nonfinite(const at::Tensor& values) {
   return values.numel() - values.isfinite().sum().item<int64_t>();
-}
-
-// Sum of squares of each column, f64 [K]. Off the diagonal a Gram matrix is nowhere larger than the largest of them.
-at::Tensor squares_of(const at::Tensor& rows) {
-  return at::linalg_vector_norm(rows, 2, at::IntArrayRef{0}, false, at::kDouble).square_();
 }
 
 void add_to(at::Tensor& sum, const at::Tensor& values) {
@@ -133,20 +126,10 @@ void GPTQLayer::add_batch(const at::Tensor& input, const at::Tensor& float_input
   const at::NoGradGuard no_grad;
   const Batch batch = checked_batch(input, float_input, token_weights, drop_nonfinite);
   if (batch.size() > 0) {
-    at::Tensor squares = squares_of(batch.rows);
-    for (const auto& [rows, name] : {std::pair{batch.rows, "input"}, std::pair{batch.float_rows, "float_input"}}) {
-      TORCH_CHECK(!rows.defined() || squares_of(rows).isfinite().all().item<bool>(), "add_batch: ", name,
-                  " must be finite in float32, got ", count_nonfinite(rows), " NaN or Inf values of ", rows.numel());
+    check_sums(batch.rows, batch.weights, "input");
+    if (batch.float_rows.defined()) {
+      check_sums(batch.float_rows, batch.weights, "float_input");
     }
-    const double heaviest = batch.weights.defined() ? batch.weights.max().item<double>() : 1;
-    for (const Sums& sums : sums_) {
-      if (sums.gram.defined()) {
-        squares.add_(sums.gram.diagonal());
-      }
-    }
-    const double largest = heaviest * squares.max().item<double>();
-    TORCH_CHECK(largest < std::numeric_limits<float>::max() / 2,
-                "add_batch: input is too large: a sum of its squares is ", largest, ", beyond float32");
     // Halves of each batch, so that both see all kinds of input.
     const int64_t first = (batch.size() + nsamples() % 2) / 2;
     add(batch.part(0, first), sums_[0]);
@@ -155,25 +138,39 @@ void GPTQLayer::add_batch(const at::Tensor& input, const at::Tensor& float_input
   dropped_ += batch.dropped;
 }
 
+// Off the diagonal a Gram matrix is nowhere larger than the largest entry on it.
+void GPTQLayer::check_sums(const at::Tensor& rows, const at::Tensor& weights, const char* name) const {
+  const at::Tensor squares = column_sums(rows, weights).squares;
+  const auto so_far = [](const Sums& sums) {
+    return sums.gram.defined() ? sums.gram.diagonal().max().item<double>() : 0;
+  };
+  const double largest = squares.max().item<double>() + so_far(sums_[0]) + so_far(sums_[1]);
+  if (!(largest < std::numeric_limits<float>::max() / 2)) {  // a NaN is not less either
+    const int64_t bad = count_nonfinite(rows);
+    TORCH_CHECK(bad == 0, "add_batch: ", name, " must be finite in float32, got ", bad, " NaN or Inf values of ",
+                rows.numel());
+    TORCH_CHECK(false, "add_batch: ", name, " is too large: a sum of its squares is beyond float32");
+  }
+}
+
 void GPTQLayer::add(const Batch& batch, Sums& sums) {
   if (batch.size() == 0) {
     return;
   }
   const int64_t k = batch.rows.size(1);
-  const auto weighted = [&](const at::Tensor& rows, const at::Tensor& weights) {
-    return weights.defined() ? rows.mul(weights.unsqueeze(1)) : rows;
-  };
   const at::Tensor root = batch.weights.defined() ? batch.weights.sqrt() : batch.weights;
-  const at::Tensor rows = weighted(batch.rows, root);
+  const auto as_columns = [&](const at::Tensor& rows) {
+    return root.defined() ? rows.t().mul(root) : rows.t().contiguous();
+  };
+  const at::Tensor columns = as_columns(batch.rows).contiguous();
   if (!sums.gram.defined()) {
     sums.gram = at::zeros({k, k}, at::kFloat);
   }
-  add_gram(sums.gram, rows);
-  add_to(sums.input, weighted(batch.rows, batch.weights).sum(0, /*keepdim=*/false, at::kDouble));
+  add_gram(sums.gram, columns);
+  add_to(sums.input, column_sums(batch.rows, batch.weights).values);
   if (batch.float_rows.defined()) {
-    const at::Tensor difference = weighted(batch.float_rows, root).sub(rows);
-    add_to(sums.drift, coarse_product(difference.t(), rows.t()));
-    add_to(sums.float_input, weighted(batch.float_rows, batch.weights).sum(0, /*keepdim=*/false, at::kDouble));
+    add_to(sums.drift, coarse_product(as_columns(batch.float_rows).sub_(columns), columns));
+    add_to(sums.float_input, column_sums(batch.float_rows, batch.weights).values);
   }
   sums.weight += batch.weights.defined() ? batch.weights.sum(at::kDouble).item<double>() : batch.size();
   sums.nsamples += batch.size();

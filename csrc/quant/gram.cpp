@@ -1,21 +1,55 @@
 #include "quant/gram.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
+
 #include <algorithm>
 
 #include "quant/product.h"
 
 namespace gptq {
 
-void add_gram(at::Tensor& gram, const at::Tensor& rows) {
+void add_gram(at::Tensor& gram, const at::Tensor& columns) {
   constexpr int64_t block = 512;  // wide enough for the product to run at full speed
   const int64_t k = gram.size(0);
-  const at::Tensor columns = rows.t().contiguous();
   for (int64_t first = 0; first < k; first += block) {
     const int64_t width = std::min(block, k - first);
     gram.narrow(0, first, width)
         .narrow(1, first, k - first)
         .add_(product(columns.narrow(0, first, width), columns.narrow(0, first, k - first)));
   }
+}
+
+ColumnSums column_sums(const at::Tensor& rows, const at::Tensor& weights) {
+  constexpr int64_t width = 64;   // columns at a time
+  constexpr int64_t chunk = 128;  // rows that are added up in float32
+  const int64_t n = rows.size(0), k = rows.size(1);
+  ColumnSums sums{at::zeros({k}, at::kDouble), at::zeros({k}, at::kDouble)};
+  const auto* x = rows.const_data_ptr<float>();
+  const auto* w = weights.defined() ? weights.const_data_ptr<float>() : nullptr;
+  auto* values = sums.values.data_ptr<double>();
+  auto* squares = sums.squares.data_ptr<double>();
+  at::parallel_for(0, (k + width - 1) / width, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * width; first < std::min(end * width, k); first += width) {
+      const int64_t count = std::min(width, k - first);
+      for (int64_t row = 0; row < n; row += chunk) {
+        float value[width] = {}, square[width] = {};
+        for (int64_t i = row; i < std::min(row + chunk, n); ++i) {
+          const float weight = w != nullptr ? w[i] : 1;
+          for (int64_t c = 0; c < count; ++c) {
+            const float weighted = weight * x[i * k + first + c];
+            value[c] += weighted;
+            square[c] += weighted * x[i * k + first + c];
+          }
+        }
+        for (int64_t c = 0; c < count; ++c) {
+          values[first + c] += static_cast<double>(value[c]);
+          squares[first + c] += static_cast<double>(square[c]);
+        }
+      }
+    }
+  });
+  return sums;
 }
 
 at::Tensor mirrored(const at::Tensor& gram, double scale) {

@@ -18,8 +18,9 @@ int fail(std::string message) {
   return 1;
 }
 
-// Activations live across layers in an order that leaves gaps in the heap: without this, quantizing takes twice the
-// memory. Blocks from here on are mapped by themselves and go back to the system when freed.
+// For the C library's allocator, where tcmalloc was not there to be linked: activations live across layers in an order
+// that leaves gaps in its heap, and without this quantizing takes twice the memory. Blocks from here on are mapped by
+// themselves and go back to the system when freed.
 constexpr int kMappedBlockBytes = 2 << 20;
 
 }  // namespace

@@ -250,8 +250,8 @@ TEST(GPTQLayer, GathersDriftMeansAndHalves) {
   layer.add_batch(inputs.narrow(0, 21, 29).view({1, 29, 40}), float_inputs.narrow(0, 21, 29).view({1, 29, 40}));
   const LayerStatistics statistics = layer.statistics();
   EXPECT_EQ(statistics.nsamples, 50);
-  EXPECT_TRUE(statistics.mean.allclose(inputs.mean(0), 1e-12, 1e-12));
-  EXPECT_TRUE(statistics.float_mean.allclose(float_inputs.mean(0), 1e-12, 1e-12));
+  EXPECT_TRUE(statistics.mean.allclose(inputs.mean(0), 1e-6, 1e-6));
+  EXPECT_TRUE(statistics.float_mean.allclose(float_inputs.mean(0), 1e-6, 1e-6));
   const at::Tensor difference = float_inputs - inputs;
   const at::Tensor drift = difference.t().mm(inputs) * (2.0 / 50);
   // Factors and sums in bfloat16, see product_test.
