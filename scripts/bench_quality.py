@@ -35,11 +35,12 @@ VARIANTS = {
     "default": "",
     "default without target": "--target-alpha 0",
     "default without act-order": "--act-order off",
-    "default without mean absorption": "--no-mean-absorption",
+    "default without bias correction": "--no-bias-correction",
     "default without scale search": "--scale-search minmax",
     "default without refinement": "--refine-sweeps 0",
     "default without row guard": "--no-row-guard",
     "default with damping 0.05": "--damping 0.05",
+    "default with searched damping": "--search-damping",
 }
 
 # Threads that spin while they wait slow each other down manyfold on a busy machine. gptqmodel needs a second worker of

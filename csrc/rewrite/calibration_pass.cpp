@@ -228,11 +228,11 @@ QuantizeOptions CalibrationPass::options_of(const Layer& layer) const {
 }
 
 void CalibrationPass::observe(const Stage& stage, size_t batch, const at::Tensor& input, const at::Tensor& expected) {
-  const auto reads_drift = [&](size_t linear) {
+  const auto reads_float_inputs = [&](size_t linear) {
     const QuantizeOptions options = options_of(layers_[quantized_.uses[linear].layer]);
-    return options.mode == "default" && options.target_alpha > 0;
+    return options.mode == "default" && (options.target_alpha > 0 || options.correct_bias);
   };
-  const bool with_drift = std::any_of(stage.linears.begin(), stage.linears.end(), reads_drift);
+  const bool with_float_inputs = std::any_of(stage.linears.begin(), stage.linears.end(), reads_float_inputs);
   at::Tensor weights;
   if (!options_.token_weights.empty()) {
     weights = options_.token_weights[batch];
@@ -247,7 +247,7 @@ void CalibrationPass::observe(const Stage& stage, size_t batch, const at::Tensor
     if (std::find(fed.begin(), fed.end(), layer.observer.get()) == fed.end()) {
       fed.push_back(layer.observer.get());
       at_layer(layer, [&] {
-        layer.observer->add_batch(input, with_drift ? expected : at::Tensor(), weights, options_.drop_nonfinite);
+        layer.observer->add_batch(input, with_float_inputs ? expected : at::Tensor(), weights, options_.drop_nonfinite);
       });
     }
   }
@@ -256,6 +256,8 @@ void CalibrationPass::observe(const Stage& stage, size_t batch, const at::Tensor
 /// Runs the loop or branch that a linear stands in with an observer before the linear, on copies of the live values.
 void CalibrationPass::probe(const Stage& stage) {
   const Use& use = quantized_.uses[stage.linears.front()];
+  TORCH_CHECK(options_.token_weights.empty() && !options_.drop_nonfinite, "quantize_module: ", use.linear.name,
+              " stands inside a loop or a branch, where token_weights and drop_nonfinite cannot be used");
   Node* outer = top_level(use.linear.node);
   GraphSlice slice(*quantized_.graph, outer, outer->next(), {});
   Node* copy = slice.clone_of(use.linear.node);

@@ -56,6 +56,9 @@ QuantizedModule quantize_module(const torch::jit::Module& module,
   TORCH_CHECK(!calibration.empty() || options.quantize.mode == "rtn",
               "quantize_module: calibration must hold at least one input in mode \"", options.quantize.mode,
               "\", got none");
+  TORCH_CHECK(options.token_weights.empty() || options.token_weights.size() == calibration.size(),
+              "quantize_module: token_weights must be empty or one for each of the ", calibration.size(),
+              " calibration inputs, got ", options.token_weights.size());
   const auto graph = rewrite::flatten_forward(module);
   QuantizedModule result;
   result.layers = rewrite::calibrate_and_quantize(module, *graph, calibration, options);

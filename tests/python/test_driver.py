@@ -108,6 +108,9 @@ def test_quantized_folder_keeps_what_is_not_quantized(quantized, demo_model):
         if re.search(r"(c_attn|c_proj|c_fc)\.weight$", name):
             assert f"transformer.{name}" not in after
             assert f"transformer.{name.removesuffix('weight')}packed" in after
+        elif re.search(r"(c_attn|c_proj|c_fc)\.bias$", name):
+            corrected = after[f"transformer.{name}"].astype("float32") - tensor.astype("float32")
+            assert 0 < abs(corrected).max() < 0.5 * abs(tensor.astype("float32")).max() + 0.1, name
         else:
             assert after[f"transformer.{name}"].tobytes() == tensor.tobytes(), name
     settings = json.loads((folder / "config.json").read_text())["quantization_config"]
@@ -122,6 +125,12 @@ def test_quantized_folder_keeps_what_is_not_quantized(quantized, demo_model):
         ["--bits", "3", "--group-size", "64"],
         ["--bits", "8", "--per-tensor", "--group-size", "-1"],
         ["--mode", "classic"],
+        ["--mode", "classic", "--act-order", "dynamic", "--group-size", "32"],
+        ["--act-order", "dynamic", "--bits", "5"],
+        ["--no-bias-correction", "--no-row-guard", "--refine-sweeps", "0", "--scale-search", "minmax"],
+        ["--search-damping", "--refine-sweeps", "3", "--target-alpha", "0.5"],
+        ["--override", r"h\.0\.:bits=8,group_size=32", "--override", r"h\.1\.mlp:skip", "--override", r"h\.2\.:bits=4"],
+        ["--lm-head", "--group-size", "64"],
         ["--skip", r"\.mlp\.", "--skip", "lm_head"],
     ],
     ids=lambda options: " ".join(options),
@@ -140,6 +149,48 @@ def test_options_give_a_model_that_loads_to_the_same_bits(gptq, demo_model, text
     assert result.returncode == 0, result.stderr
     loaded = json.loads((tmp_path / "eval.json").read_text())
     assert loaded["perplexity"]["baseline"] == report["perplexity"]["quantized"]
+
+
+def test_overrides_decide_per_layer(gptq, demo_model, text, tmp_path):
+    result = gptq(
+        *["quantize", demo_model, "-o", tmp_path / "model", "--calibration", text[0], "--samples", "2"],
+        *["--override", r"h\.[01]\.:bits=8,group_size=32", "--override", r"h\.1\.:bits=4"],
+        *["--override", r"mlp\.c_fc$:skip", "--lm-head", "--json", tmp_path / "report.json"],
+    )
+    assert result.returncode == 0, result.stderr
+    layers = {layer["name"]: layer for layer in json.loads((tmp_path / "report.json").read_text())["layers"]}
+    settings = {name: (layer["bits"], layer["group_size"]) for name, layer in layers.items()}
+    assert settings["transformer.h.0.attn.c_attn"] == (8, 32)
+    assert settings["transformer.h.1.attn.c_attn"] == (4, 32)
+    assert settings["transformer.h.2.attn.c_attn"] == (4, 128)
+    assert settings["lm_head"] == (4, 128)
+    assert not any(name.endswith("c_fc") for name in settings)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert "transformer.h.2.mlp.c_fc.weight" in tensors
+    assert "transformer.h.2.mlp.c_proj.packed" in tensors
+
+
+def test_few_samples_fall_back_to_rounding_and_say_so(gptq, demo_model, text, tmp_path):
+    result = gptq(
+        *["quantize", demo_model, "-o", tmp_path / "model", "--calibration", text[0], "--samples", "1"],
+        *["--min-samples", "100000", "--json", tmp_path / "report.json"],
+    )
+    assert result.returncode == 0, result.stderr
+    for layer in json.loads((tmp_path / "report.json").read_text())["layers"]:
+        assert layer["too_few_samples"]
+        assert layer["loss"] == layer["rtn_loss"]
+
+
+def test_bench_quantize_reports_ratios(gptq, tmp_path):
+    result = gptq("bench", "quantize", "--shapes", "33x65,128x64", "--rounds", "3", "--json", tmp_path / "bench.json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert [shape["shape"] for shape in report["shapes"]] == [[33, 65], [128, 64]]
+    for shape in report["shapes"]:
+        assert set(shape["seconds"]) == {"published", "sweep", "classic", "default", "peak"}
+        assert all(times["least"] <= times["median"] <= times["most"] for times in shape["seconds"].values())
+        assert set(shape["speedup"]) == {"sweep", "classic", "default"}
+    refused(gptq("bench", "quantize", "--shapes", "0x3"), saying="--shapes: must be NxK")
 
 
 def test_the_seed_decides_the_model(gptq, demo_model, text, tmp_path):
@@ -211,6 +262,12 @@ class TestBadInput:
         quantize(demo_model, "--group-size", "0", saying="group_size")
         quantize(demo_model, "--mode", "magic", saying="mode")
         quantize(demo_model, "--skip", "(", saying="--skip")
+        quantize(demo_model, "--override", "mlp", saying="--override: must be REGEX:")
+        quantize(demo_model, "--override", "(:bits=4", saying="--override: must be a regular expression")
+        quantize(demo_model, "--override", "mlp:bits=four", saying="--override: a setting must be")
+        quantize(demo_model, "--override", "mlp:bits=9", saying="bits must be in 2..8, got 9")
+        quantize(demo_model, "--override", "mlp:colour=3", saying="--override: a setting must be")
+        quantize(demo_model, "--refine-sweeps", "-1", saying="--refine-sweeps")
         quantize(demo_model, "--sequence-length", "100000", saying="--sequence-length")
 
     def test_empty_and_short_texts(self, quantize, gptq, demo_model, tmp_path):

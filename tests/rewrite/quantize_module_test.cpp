@@ -223,6 +223,93 @@ TEST(QuantizeModule, LeavesTheCallersModuleAsItWas) {
   EXPECT_TRUE(at::equal(run(model, x), before));
 }
 
+torch::jit::Module two_layers() {
+  return compose({{"first", linear(24, 16, 1)}, {"second", linear(10, 24, 3)}},
+                 "def forward(self, x: Tensor) -> Tensor:\n"
+                 "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
+}
+
+TEST(QuantizeModule, BiasesTakeTheMeanErrorOfTheOutputs) {
+  for (const int64_t bits : {3, 4}) {  // dequantized and packed
+    torch::jit::Module model = two_layers();
+    const auto calibration = calibration_inputs(4, {50, 16}, 100);
+    QuantizeModuleOptions options = options_with_group(8);
+    options.quantize.bits = bits;
+    options.quantize.correct_bias = true;
+    QuantizedModule quantized = quantize_module(model, calibration, options);
+    at::Tensor error = at::zeros({10});
+    for (const auto& inputs : calibration) {
+      error += (run(quantized.module, inputs[0].toTensor()) - run(model, inputs[0].toTensor())).mean(0) / 4;
+    }
+    // Means, products and sums in float32 of outputs of size 1.
+    EXPECT_LE(error.abs().max().item<float>(), 1e-5) << bits;
+    EXPECT_FALSE(at::equal(quantized.layers[1].bias, bias_of(model, "second")));
+    options.quantize.correct_bias = false;
+    EXPECT_FALSE(quantize_module(model, calibration, options).layers[1].bias.defined());
+  }
+}
+
+TEST(QuantizeModule, DynamicOrderRunsWithItsInputOrder) {
+  torch::jit::Module model = two_layers();
+  const auto calibration = calibration_inputs(3, {20, 16}, 100);
+  QuantizeModuleOptions options = options_with_group(8);
+  options.quantize.act_order = "dynamic";
+  QuantizedModule packed = quantize_module(model, calibration, options);
+  ASSERT_TRUE(packed.layers[0].input_order.defined());
+  const QuantizeResult expected = by_hand(weight_of(model, "first"), false, tensors_of(calibration), options.quantize);
+  const at::Tensor x = random_tensor({7, 16}, 200);
+  const at::Tensor hidden = at::relu(at::linear(x, expected.dequantize(), bias_of(model, "first")));
+  const at::Tensor y = run(packed.module, x) - at::linear(hidden, at::zeros({10, 24}), bias_of(model, "second"));
+  EXPECT_EQ(y.sizes(), (std::vector<int64_t>{7, 10}));
+  const at::Tensor unpacked = dequantize_w4(packed.layers[1].packed, packed.layers[1].scales, std::nullopt, 24, 8)
+                                  .index_select(1, at::argsort(packed.layers[1].input_order.to(at::kLong)));
+  EXPECT_TRUE(y.allclose(hidden.mm(unpacked.t()), 1e-4, 1e-4));
+}
+
+TEST(QuantizeModule, TakesOptionsLayerByLayer) {
+  QuantizeModuleOptions options = options_with_group(8);
+  options.quantize_layer = [&](const std::string& name) {
+    QuantizeOptions result = options.quantize;
+    result.bits = name == "first" ? 8 : 4;
+    return result;
+  };
+  const QuantizedModule quantized = quantize_module(two_layers(), calibration_inputs(2, {20, 16}, 100), options);
+  EXPECT_EQ(quantized.layers[0].bits, 8);
+  EXPECT_TRUE(quantized.layers[0].dequantized.defined());
+  EXPECT_EQ(quantized.layers[1].bits, 4);
+  EXPECT_TRUE(quantized.layers[1].packed.defined());
+}
+
+TEST(QuantizeModule, PaddingIsNotCounted) {
+  torch::jit::Module model = two_layers();
+  QuantizeModuleOptions options = options_with_group(8);
+  const at::Tensor input = random_tensor({2, 15, 16}, 300), mask = at::arange(30).remainder(5).lt(3).view({2, 15});
+  const at::Tensor kept = input.view({30, 16}).index_select(0, mask.flatten().nonzero().squeeze(1));
+  const QuantizedModule expected = quantize_module(model, {{kept}}, options);
+  options.token_weights = {mask};
+  const QuantizedModule quantized = quantize_module(model, {{input}}, options);
+  for (const size_t layer : {0, 1}) {
+    EXPECT_EQ(quantized.layers[layer].nsamples, 18);
+    EXPECT_TRUE(at::equal(quantized.layers[layer].packed, expected.layers[layer].packed));
+  }
+  options.token_weights = {mask.view({30}).narrow(0, 0, 29)};
+  EXPECT_THROW(quantize_module(model, {{input}}, options), c10::Error);
+  options.token_weights = {mask, mask};
+  EXPECT_THROW(quantize_module(model, {{input}}, options), c10::Error);
+}
+
+TEST(QuantizeModule, DropsVectorsThatAreNotFiniteWhereAsked) {
+  at::Tensor input = random_tensor({20, 16}, 301);
+  input[4][3] = std::nan("");
+  QuantizeModuleOptions options = options_with_group(8);
+  EXPECT_THROW(quantize_module(two_layers(), {{input}}, options), c10::Error);
+  options.drop_nonfinite = true;
+  const QuantizedModule quantized = quantize_module(two_layers(), {{input}}, options);
+  EXPECT_EQ(quantized.layers[0].nsamples, 19);
+  EXPECT_EQ(quantized.layers[0].dropped, 1);
+  EXPECT_EQ(quantized.layers[1].dropped, 1);
+}
+
 TEST(QuantizeModule, WritesOtherBitsBackDequantized) {
   for (const int64_t bits : {2, 3, 8}) {
     torch::jit::Module model = compose({{"a", conv1d(5, 7, 1)}, {"b", linear(3, 5, 3)}},
