@@ -1,9 +1,9 @@
 #include "quant/factor.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
@@ -11,13 +11,16 @@
 
 #include <algorithm>
 
+#include "quant/cholesky.h"
+#include "quant/product.h"
+
 namespace gptq {
 namespace {
 
 constexpr int64_t kMaxEscalations = 6;
 constexpr double kEscalationFactor = 3;
 constexpr double kFirstDamping = 0.01;  // where an escalation starts from no damping
-constexpr int64_t kProbes = 4;
+constexpr int64_t kProbes = 32;         // enough for the product to be a fast one
 // Rounding may change the least determined pivot by about this share.
 constexpr double kProbeTolerance = 0.01;
 
@@ -29,9 +32,9 @@ at::Tensor damped_diagonal(const at::Tensor& hessian, double damping) {
   return at::where(diagonal.eq(0), mean, diagonal).add_(damping * mean);
 }
 
-// Signs that look random and are the same on every call: the caller's random numbers are not touched.
+// Signs that look random and are the same on every call, [kProbes, K]: the caller's random numbers are not touched.
 at::Tensor probe_vectors(int64_t k, at::ScalarType dtype) {
-  at::Tensor probes = at::empty({k, kProbes}, at::kDouble);
+  at::Tensor probes = at::empty({kProbes, k}, at::kDouble);
   auto* values = probes.data_ptr<double>();
   uint64_t state = 0x9E3779B97F4A7C15u;
   for (int64_t i = 0; i < k * kProbes; ++i) {
@@ -45,34 +48,86 @@ at::Tensor probe_vectors(int64_t k, at::ScalarType dtype) {
 // a row of A - L Lᵀ. A NaN counts as no.
 bool reproduces(const at::Tensor& lower, const at::Tensor& matrix) {
   const at::Tensor probes = probe_vectors(matrix.size(0), matrix.scalar_type());
-  const at::Tensor residual = matrix.mm(probes).sub_(lower.mm(lower.t().mm(probes)));
+  const at::Tensor residual = product(probes, matrix).sub_(product(probes.mm(lower), lower));
   const double size = residual.to(at::kDouble).square_().mean().sqrt().item<double>();
   const double least_pivot = lower.diagonal().to(at::kDouble).square().min().item<double>();
   return size <= kProbeTolerance * least_pivot;
 }
 
+// D Hd D in the given order with its diagonal set to 1, in one pass.
+template <typename From, typename To>
+void gather_scaled(const at::Tensor& hessian, const at::Tensor& order, const at::Tensor& scale, at::Tensor& out) {
+  const int64_t k = hessian.size(0);
+  const auto* from = hessian.const_data_ptr<From>();
+  const auto* index = order.const_data_ptr<int64_t>();
+  const auto* share = scale.const_data_ptr<To>();
+  auto* to = out.data_ptr<To>();
+  at::parallel_for(0, k, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const From* row = from + index[i] * k;
+      for (int64_t j = 0; j < k; ++j) {
+        to[i * k + j] = static_cast<To>(row[index[j]]) * share[i] * share[j];
+      }
+      to[i * k + i] = 1;
+    }
+  });
+}
+
 // The Cholesky factor of the matrix with unit diagonal D Hd D, D = diag(Hd)^-1/2, in reversed sweep order; undefined
 // if there is none good enough.
-at::Tensor reversed_cholesky(const at::Tensor& hessian, const at::Tensor& reversed, const at::Tensor& diagonal,
+at::Tensor reversed_cholesky(const at::Tensor& hessian, const at::Tensor& order, const at::Tensor& diagonal,
                              at::ScalarType dtype) {
+  const at::Tensor reversed = order.flip(0);
   const at::Tensor scale = diagonal.index_select(0, reversed).rsqrt_().to(dtype);
-  at::Tensor matrix = hessian.index_select(0, reversed).index_select(1, reversed).to(dtype);
-  matrix.mul_(scale.unsqueeze(1)).mul_(scale);
-  matrix.diagonal().fill_(1);
-  auto [lower, info] = at::linalg_cholesky_ex(matrix);
-  if (info.item<int>() != 0 || !reproduces(lower, matrix)) {
-    return {};
+  at::Tensor matrix = at::empty(hessian.sizes(), dtype);
+  if (dtype == at::kFloat) {
+    gather_scaled<float, float>(hessian, reversed, scale, matrix);
+  } else if (hessian.scalar_type() == at::kFloat) {
+    gather_scaled<float, double>(hessian, reversed, scale, matrix);
+  } else {
+    gather_scaled<double, double>(hessian, reversed, scale, matrix);
   }
-  return lower;
+  const at::Tensor lower = cholesky(matrix);
+  return lower.defined() && reproduces(lower, matrix) ? lower : at::Tensor();
+}
+
+// Row k of the multipliers is column K-1-k of L upside down, without the equilibration, over its entry on the diagonal.
+template <typename From, typename To>
+void fill_multipliers(const at::Tensor& lower, const at::Tensor& root, at::Tensor& multipliers) {
+  constexpr int64_t tile = 32;
+  const int64_t k = lower.size(0);
+  const auto* from = lower.const_data_ptr<From>();
+  const auto* scale = root.const_data_ptr<double>();
+  auto* to = multipliers.data_ptr<To>();
+  at::parallel_for(0, (k + tile - 1) / tile, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * tile; first < std::min(end * tile, k); first += tile) {
+      const int64_t last = std::min(first + tile, k);
+      for (int64_t column = 0; column < k; column += tile) {
+        for (int64_t row = first; row < last; ++row) {
+          const int64_t mirror = k - 1 - row;
+          const double corner = static_cast<double>(from[mirror * k + mirror]) * scale[row];
+          for (int64_t j = column; j < std::min(column + tile, k); ++j) {
+            to[row * k + j] =
+                j > row ? To(0)
+                        : static_cast<To>(static_cast<double>(from[(k - 1 - j) * k + mirror]) * scale[j] / corner);
+          }
+        }
+      }
+    }
+  });
 }
 
 void fill_factor(const at::Tensor& lower, const at::Tensor& diagonal, at::ScalarType dtype, Factor& factor) {
   const at::Tensor root = diagonal.index_select(0, factor.order).sqrt_();
-  const at::Tensor corner = lower.diagonal().flip(0).to(at::kDouble) * root;  // R_kk
-  at::Tensor multipliers = lower.t().flip({0, 1});                            // row k: column k of R, not yet scaled
-  multipliers.mul_(root.to(lower.scalar_type())).div_(corner.to(lower.scalar_type()).unsqueeze(1));
-  factor.multipliers = multipliers.to(dtype).contiguous();
-  factor.pivots = corner.square();
+  factor.multipliers = at::empty(lower.sizes(), dtype);
+  if (dtype == at::kDouble) {
+    fill_multipliers<double, double>(lower, root, factor.multipliers);
+  } else if (lower.scalar_type() == at::kDouble) {
+    fill_multipliers<double, float>(lower, root, factor.multipliers);
+  } else {
+    fill_multipliers<float, float>(lower, root, factor.multipliers);
+  }
+  factor.pivots = lower.diagonal().flip(0).to(at::kDouble).mul_(root).square_();
 }
 
 }  // namespace
@@ -82,16 +137,15 @@ Factor factorise(const at::Tensor& hessian, const at::Tensor& order, double damp
   factor.order = order;
   factor.damping = damping;
   factor.float64 = hessian.scalar_type() == at::kDouble;
-  const at::Tensor reversed = order.flip(0);
   while (true) {
     const at::Tensor diagonal = damped_diagonal(hessian, factor.damping);
     at::Tensor lower;
     if (!factor.float64) {
-      lower = reversed_cholesky(hessian, reversed, diagonal, at::kFloat);
+      lower = reversed_cholesky(hessian, order, diagonal, at::kFloat);
     }
     if (!lower.defined()) {
       factor.float64 = true;
-      lower = reversed_cholesky(hessian, reversed, diagonal, at::kDouble);
+      lower = reversed_cholesky(hessian, order, diagonal, at::kDouble);
     }
     if (lower.defined()) {
       fill_factor(lower, diagonal, hessian.scalar_type(), factor);

@@ -69,8 +69,8 @@ void add_to(at::Tensor& sum, const at::Tensor& values) {
 
 }  // namespace
 
-GPTQLayer::GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias, bool conv1d)
-    : weight_(std::move(weight)), bias_(std::move(bias)), conv1d_(conv1d) {
+GPTQLayer::GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias, bool conv1d, bool halves)
+    : weight_(std::move(weight)), bias_(std::move(bias)), conv1d_(conv1d), halves_(halves) {
   TORCH_CHECK(weight_.defined() && weight_.dim() == 2 && weight_.numel() > 0, "GPTQLayer: weight must be ",
               conv1d ? "[K, N]" : "[N, K]", " with N and K at least 1, got ",
               weight_.defined() ? weight_.sizes() : at::IntArrayRef{});
@@ -131,7 +131,7 @@ void GPTQLayer::add_batch(const at::Tensor& input, const at::Tensor& float_input
       check_sums(batch.float_rows, batch.weights, "float_input");
     }
     // Halves of each batch, so that both see all kinds of input.
-    const int64_t first = (batch.size() + nsamples() % 2) / 2;
+    const int64_t first = halves_ ? (batch.size() + nsamples() % 2) / 2 : batch.size();
     add(batch.part(0, first), sums_[0]);
     add(batch.part(first, batch.size() - first), sums_[1]);
   }

@@ -2,7 +2,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/where.h>
+#include <ATen/ops/minimum.h>
 #include <c10/util/Exception.h>
 #include <gptq/quantize_weight.h>
 
@@ -56,7 +56,9 @@ at::Tensor moved_weight(const at::Tensor& weight, const at::Tensor& drift, const
 Solution round_to_nearest(const at::Tensor& weight, const at::Tensor& hessian, const Plan& plan) {
   Solution solution{minmax_grid(weight, plan), {}, {}};
   solution.codes = round_to_grid(weight, solution.grid);
-  solution.losses = row_forms(weight.sub(solution.values(weight.scalar_type())), hessian);
+  const at::Tensor error = weight.sub(solution.values(weight.scalar_type()));
+  // Beside a sweep they are there for comparison.
+  solution.losses = plan.sweep ? coarse_row_forms(error, hessian) : row_forms(error, hessian);
   return solution;
 }
 
@@ -79,17 +81,27 @@ void refine(const at::Tensor& weight, const at::Tensor& hessian, const Factor& f
   solution.losses = row_forms(weight.sub(solution.values(weight.scalar_type())), hessian);
 }
 
-// Takes the rows of nearest where they are better; returns how many.
-int64_t guard_rows(const Solution& nearest, Solution& solution) {
-  const at::Tensor worse = solution.losses.gt(nearest.losses);
-  const int64_t count = worse.sum().item<int64_t>();
-  if (count > 0) {
-    solution.codes = at::where(worse.unsqueeze(1), nearest.codes, solution.codes);
-    solution.grid.scales = at::where(worse, nearest.grid.scales, solution.grid.scales);
-    solution.grid.zeros = at::where(worse, nearest.grid.zeros, solution.grid.zeros);
-    solution.losses = at::where(worse, nearest.losses, solution.losses);
+// Takes the rows of nearest where they are better; returns how many. The losses of nearest are coarse: rows that come
+// close are computed again.
+int64_t guard_rows(const at::Tensor& weight, const at::Tensor& hessian, const Solution& nearest, Solution& solution) {
+  constexpr double doubt = 0.95;
+  const at::Tensor close = solution.losses.gt(nearest.losses.mul(doubt)).nonzero().squeeze(1);
+  if (close.numel() == 0) {
+    return 0;
   }
-  return count;
+  const auto exact = [&](const Solution& of) {
+    return row_forms(weight.sub(of.values(weight.scalar_type())).index_select(0, close), hessian);
+  };
+  const at::Tensor found = exact(solution), rounded = exact(nearest), worse = found.gt(rounded);
+  const at::Tensor rows = close.index_select(0, worse.nonzero().squeeze(1));
+  solution.losses.index_copy_(0, close, at::minimum(found, rounded));
+  if (rows.numel() > 0) {
+    solution.codes.index_copy_(0, rows, nearest.codes.index_select(0, rows));
+    for (const auto member : {&Grid::scales, &Grid::zeros}) {
+      (solution.grid.*member).index_copy_(1, rows, (nearest.grid.*member).index_select(1, rows));
+    }
+  }
+  return rows.numel();
 }
 
 // The damping that does best on one half of the inputs when the other is fitted, on some of the rows. With drift the
@@ -124,7 +136,7 @@ double searched_damping(const at::Tensor& weight, const LayerStatistics& statist
 
 void fill_report(const at::Tensor& weight, const LayerStatistics& statistics, const Factor& factor,
                  const Solution& nearest, const Solution& solution, QuantizeReport& report) {
-  const double size = quadratic_form(weight, statistics.hessian);
+  const double size = coarse_row_forms(weight, statistics.hessian).sum().item<double>();
   report.loss = solution.losses.sum().item<double>();
   report.rtn_loss = nearest.losses.sum().item<double>();
   report.relative_error = size > 0 ? std::sqrt(report.loss / size) : 0;
@@ -160,7 +172,7 @@ QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Pla
       refine(target, statistics.hessian, factor, plan, solution);
     }
     if (plan.row_guard) {
-      result.report.guarded_rows = guard_rows(nearest, solution);
+      result.report.guarded_rows = guard_rows(target, statistics.hessian, nearest, solution);
     }
   }
   fill_report(target, statistics, factor, nearest, solution, result.report);

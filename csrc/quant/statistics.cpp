@@ -1,14 +1,49 @@
 #include "quant/statistics.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/outer.h>
 #include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
 
 namespace gptq {
 namespace {
 
 // Largest difference between H and Hᵀ, as a share of the largest entry, that passes for rounding.
 constexpr double kSymmetryTolerance = 1e-4;
+
+double largest_size(const at::Tensor& values) {
+  const auto [least, most] = at::aminmax(values);
+  return std::max(std::abs(least.item<double>()), std::abs(most.item<double>()));
+}
+
+// max |a_ij - a_ji|, tile by tile: a transposed copy would take longer than the factorisation of a small matrix.
+template <typename T>
+double largest_asymmetry_of(const T* values, int64_t k) {
+  constexpr int64_t tile = 32;
+  const auto of_rows = [&](int64_t begin, int64_t end, double largest) {
+    for (int64_t first = begin * tile; first < std::min(end * tile, k); first += tile) {
+      for (int64_t column = 0; column <= first; column += tile) {
+        for (int64_t i = first; i < std::min(first + tile, k); ++i) {
+          for (int64_t j = column; j < std::min(column + tile, k); ++j) {
+            largest = std::max(largest, static_cast<double>(std::abs(values[i * k + j] - values[j * k + i])));
+          }
+        }
+      }
+    }
+    return largest;
+  };
+  return at::parallel_reduce(0, (k + tile - 1) / tile, 1, 0.0, of_rows,
+                             [](double a, double b) { return std::max(a, b); });
+}
+
+double largest_asymmetry(const at::Tensor& values) {
+  return values.scalar_type() == at::kDouble ? largest_asymmetry_of(values.const_data_ptr<double>(), values.size(0))
+                                             : largest_asymmetry_of(values.const_data_ptr<float>(), values.size(0));
+}
 
 at::Tensor checked(const at::Tensor& values, at::IntArrayRef sizes, const char* letters, const char* name,
                    at::ScalarType dtype) {
@@ -36,8 +71,8 @@ at::Tensor checked_hessian(const at::Tensor& hessian, const at::Tensor& weight, 
   if (!values.defined()) {
     return values;
   }
-  const double largest = values.abs().max().item<double>();
-  const double difference = values.sub(values.t()).abs_().max().item<double>();
+  const double largest = largest_size(values);
+  const double difference = largest_asymmetry(values);
   TORCH_CHECK(difference <= kSymmetryTolerance * largest, "quantize_weight: ", name,
               " must be symmetric, got a difference of ", difference,
               " between H and its transpose; its largest entry is ", largest);
@@ -57,6 +92,9 @@ at::Tensor reordered(const at::Tensor& values, const at::Tensor& order) {
 }  // namespace
 
 void check_finite(const at::Tensor& values, const char* name) {
+  if (std::isfinite(largest_size(values))) {  // a NaN makes both ends NaN
+    return;
+  }
   const int64_t bad = values.numel() - values.isfinite().sum().item<int64_t>();
   TORCH_CHECK(bad == 0, "quantize_weight: ", name, " must be finite in ", values.scalar_type(), ", got ", bad,
               " NaN or Inf values of ", values.numel());

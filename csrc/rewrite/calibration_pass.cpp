@@ -185,7 +185,9 @@ void CalibrationPass::plan() {
       Layer& layer = layers_[quantized_.uses[i].layer];
       if (!layer.observer) {
         const bool share = layer.uses == 1 && shared;
-        layer.observer = share ? shared : c10::make_intrusive<GPTQLayer>(layer.weight, std::nullopt, layer.conv1d);
+        layer.observer = share ? shared
+                               : c10::make_intrusive<GPTQLayer>(layer.weight, std::nullopt, layer.conv1d,
+                                                                options_of(layer).search_damping);
         shared = layer.uses == 1 ? layer.observer : shared;
       }
     }

@@ -19,7 +19,10 @@ class GPTQLayer : public torch::CustomClassHolder {
   ///        caller's tensor
   /// @param bias floating point [N]
   /// @param conv1d whether the weight is stored transposed, [K, N]; the shape alone cannot tell when it is square
-  explicit GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias = std::nullopt, bool conv1d = false);
+  /// @param halves whether the Hessian of half of the inputs is kept apart, which search_damping needs; costs memory
+  ///        for one more Hessian, and drift
+  explicit GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias = std::nullopt, bool conv1d = false,
+                     bool halves = true);
 
   /// Adds inputs to the running Hessian H = 2/n Σ x xᵀ over all n input vectors seen, whichever way they were batched.
   /// n counts vectors (tokens), not sequences. Anything wrong throws and leaves what was gathered as it was.
@@ -81,6 +84,7 @@ class GPTQLayer : public torch::CustomClassHolder {
   at::Tensor weight_;
   std::optional<at::Tensor> bias_;
   bool conv1d_;
+  bool halves_;
   std::array<Sums, 2> sums_;
   int64_t dropped_ = 0;
 };

@@ -104,7 +104,7 @@ TEST(QuantizeModule, AimsAtTheFloatModelsOutputs) {
   std::vector<at::Tensor> inputs = tensors_of(calibration);
   const QuantizeResult first = by_hand(weight_of(model, "first"), false, inputs, options.quantize);
   EXPECT_TRUE(at::equal(quantized.layers[0].packed, pack_w4(first.codes)));  // nothing before it has drifted
-  GPTQLayer second(weight_of(model, "second"));
+  GPTQLayer second(weight_of(model, "second"), std::nullopt, false, /*halves=*/false);
   for (const at::Tensor& input : inputs) {
     const at::NoGradGuard no_grad;
     const at::Tensor x = at::relu(at::linear(input, weight_of(model, "first"), bias_of(model, "first")));
