@@ -317,6 +317,45 @@ inline Codes gptq_u_form(Matrix w, const Matrix& hd, const Groups& groups, const
   return out;
 }
 
+/// Babai's nearest plane. Each row of w, as Σ w_k v_k with v_i · v_j = Hd_ij, is rounded to the lattice of the s_k v_k
+/// by Gram-Schmidt, the planes of the column swept first coming first. Integers, [N, K].
+inline Matrix nearest_plane(const Matrix& w, const Matrix& hd, const Matrix& scales,
+                            const std::vector<int64_t>& order) {
+  const int64_t k = w.cols;
+  const Matrix u = upper_cholesky(hd);  // v_k is its column k
+  const auto dot = [&](const std::vector<double>& a, const std::vector<double>& b) {
+    return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+  };
+  Matrix out(w.rows, k);
+  for (int64_t row = 0; row < w.rows; ++row) {
+    std::vector<std::vector<double>> basis, planes;
+    std::vector<double> target(static_cast<size_t>(k));
+    for (auto column = order.rbegin(); column != order.rend(); ++column) {
+      std::vector<double> vector(static_cast<size_t>(k));
+      for (int64_t i = 0; i < k; ++i) {
+        vector[static_cast<size_t>(i)] = scales(row, *column) * u(i, *column);
+        target[static_cast<size_t>(i)] += w(row, *column) * u(i, *column);
+      }
+      basis.push_back(vector);
+      for (const auto& plane : planes) {
+        const double share = dot(vector, plane) / dot(plane, plane);
+        for (size_t i = 0; i < vector.size(); ++i) {
+          vector[i] -= share * plane[i];
+        }
+      }
+      planes.push_back(vector);
+    }
+    for (size_t i = planes.size(); i-- > 0;) {
+      const double level = std::nearbyint(dot(target, planes[i]) / dot(planes[i], planes[i]));
+      out(row, order[planes.size() - 1 - i]) = level;
+      for (size_t j = 0; j < target.size(); ++j) {
+        target[j] -= level * basis[i][j];
+      }
+    }
+  }
+  return out;
+}
+
 /// The inverse-free form: T_k = w_k + Σ_{j<k} e_j R_jk / R_kk with Hd = R Rᵀ in sweep order.
 inline Codes gptq_pull_form(const Matrix& w, const Matrix& hd, const Groups& groups,
                             const std::vector<int64_t>& order) {

@@ -3,6 +3,7 @@
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/minimum.h>
+#include <ATen/ops/ones.h>
 #include <c10/util/Exception.h>
 #include <gptq/quantize_weight.h>
 
@@ -59,6 +60,15 @@ Solution round_to_nearest(const at::Tensor& weight, const at::Tensor& hessian, c
   const at::Tensor error = weight.sub(solution.values(weight.scalar_type()));
   // Beside a sweep they are there for comparison.
   solution.losses = plan.sweep ? coarse_row_forms(error, hessian) : row_forms(error, hessian);
+  return solution;
+}
+
+// The same with searched scales: what an error in a column costs is its diagonal of H, or 1 if there is no H.
+Solution round_to_searched_grid(const at::Tensor& weight, const at::Tensor& hessian, const Plan& plan) {
+  Solution solution{minmax_grid(weight, plan), {}, {}};
+  search_grid(weight, hessian.defined() ? hessian.diagonal() : at::ones({weight.size(1)}), solution.grid);
+  solution.codes = round_to_grid(weight, solution.grid);
+  solution.losses = row_forms(weight.sub(solution.values(weight.scalar_type())), hessian);
   return solution;
 }
 
@@ -174,6 +184,8 @@ QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Pla
     if (plan.row_guard) {
       result.report.guarded_rows = guard_rows(target, statistics.hessian, nearest, solution);
     }
+  } else if (plan.weighted_scales) {
+    solution = round_to_searched_grid(target, statistics.hessian, plan);
   }
   fill_report(target, statistics, factor, nearest, solution, result.report);
   if (correct_bias) {

@@ -16,7 +16,8 @@ void search_strips(const at::Tensor& weight, const at::Tensor& importance, Grid&
   constexpr int64_t rows = kStripRows<T>;
   const int64_t n = weight.size(0), k = weight.size(1);
   const auto dtype = weight.scalar_type();
-  const at::Tensor weights = to_strips<T>(weight, 0), shares = importance.div(importance.max()).to(dtype).contiguous();
+  const at::Tensor weights = to_strips<T>(weight, 0),
+                   shares = importance.div(importance.max().clamp_min(1e-30)).to(dtype).contiguous();
   const at::Tensor scales = to_strips<T>(grid.scales.t().to(dtype), 1),
                    zeros = to_strips<T>(grid.zeros.t().to(dtype), 0);
   at::parallel_for(0, weights.size(0), 1, [&](int64_t begin, int64_t end) {

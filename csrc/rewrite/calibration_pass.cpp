@@ -36,6 +36,7 @@ struct Layer {
   bool conv1d;
   size_t last_stage = 0;
   size_t uses = 0;
+  bool nested = false;  ///< a use stands inside a loop or a branch, where the float model's inputs are not known
   c10::intrusive_ptr<GPTQLayer> observer;  ///< gathers the inputs; shared by layers that read the same tensor
 };
 
@@ -177,6 +178,7 @@ void CalibrationPass::plan() {
     const size_t stage = nested || known == stage_of_input.end() ? stages_.size() - 1 : known->second;
     stages_[stage].linears.push_back(i);
     layers_[layer_index].last_stage = std::max(layers_[layer_index].last_stage, stage);
+    layers_[layer_index].nested |= nested;
     ++layers_[layer_index].uses;
   }
   for (const Stage& stage : stages_) {
@@ -231,8 +233,9 @@ QuantizeOptions CalibrationPass::options_of(const Layer& layer) const {
 
 void CalibrationPass::observe(const Stage& stage, size_t batch, const at::Tensor& input, const at::Tensor& expected) {
   const auto reads_float_inputs = [&](size_t linear) {
-    const QuantizeOptions options = options_of(layers_[quantized_.uses[linear].layer]);
-    return options.mode == "default" && (options.target_alpha > 0 || options.correct_bias);
+    const Layer& layer = layers_[quantized_.uses[linear].layer];
+    const QuantizeOptions options = options_of(layer);
+    return !layer.nested && options.mode == "default" && (options.target_alpha > 0 || options.correct_bias);
   };
   const bool with_float_inputs = std::any_of(stage.linears.begin(), stage.linears.end(), reads_float_inputs);
   at::Tensor weights;
@@ -249,7 +252,8 @@ void CalibrationPass::observe(const Stage& stage, size_t batch, const at::Tensor
     if (std::find(fed.begin(), fed.end(), layer.observer.get()) == fed.end()) {
       fed.push_back(layer.observer.get());
       at_layer(layer, [&] {
-        layer.observer->add_batch(input, with_float_inputs ? expected : at::Tensor(), weights, options_.drop_nonfinite);
+        layer.observer->add_batch(input, with_float_inputs && !layer.nested ? expected : at::Tensor(), weights,
+                                  options_.drop_nonfinite);
       });
     }
   }

@@ -32,7 +32,7 @@ struct QuantizeOptions {
   /// float model before it is quantized, 0..1.
   double target_alpha = 1;
   /// "minmax"; "weighted": scales, negative ones too, that make the error of each group small, weighted by what each
-  /// column costs; "auto": "weighted" in mode "default", "minmax" in the others. Not with per_tensor.
+  /// column costs; "auto": "weighted" in mode "default", "minmax" in the others. Not with per_tensor or dynamic groups.
   std::string scale_search = "auto";
   /// Mode "default": passes of coordinate descent over codes and scales after the sweep.
   int64_t refine_sweeps = 1;
@@ -106,6 +106,7 @@ struct QuantizeResult {
 ///
 /// Scale search. Of a fine grid of clipped ranges and least-squares fits, the scale that makes Σ D_k (w_k - q_k)²
 /// least, where Hd = R Rᵀ and D_k = R_kk²: what an error in column k costs after all later columns have made up for it.
+/// Without a sweep D_k is the diagonal of H.
 /// A symmetric scale may be negative, so that the code without an opposite covers the larger extreme.
 ///
 /// Refinement. Each code in turn goes to where tr(E Hd Eᵀ) is least with all others fixed, then the scale of its group

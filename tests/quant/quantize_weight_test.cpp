@@ -125,11 +125,15 @@ TEST_P(QuantizeWeightShapes, ClassicTakesScalesFromUpdatedWeights) {
   const auto [n, k] = GetParam();
   const RandomLayer layer = random_layer(n, k, 3000 * n + k);
   const Matrix w(layer.weight), hd = reference::damped(Matrix(layer.hessian), 0.01);
-  for (const int64_t group_size : {int64_t{1}, int64_t{7}, int64_t{32}, int64_t{128}, int64_t{-1}}) {
-    Groups groups = reference::make_groups(w, 4, group_size, true);
+  for (const int64_t group_size : {int64_t{1}, int64_t{7}, int64_t{32}, int64_t{128}, int64_t{13}, int64_t{-1}}) {
+    const int64_t bits = 2 + (group_size + 7) % 7;
+    const bool symmetric = group_size != 7 && group_size != 128;
+    Groups groups = reference::make_groups(w, bits, group_size, symmetric);
     const Codes expected = reference::obq(w, hd, groups, reference::stored_order(k), /*dynamic_groups=*/true);
     QuantizeOptions options = plain_options();
     options.mode = "classic";
+    options.bits = bits;
+    options.symmetric = symmetric;
     options.group_size = group_size;
     for (const int64_t block_size : {int64_t{3}, int64_t{32}, int64_t{128}}) {
       options.block_size = block_size;
@@ -402,6 +406,21 @@ TEST(QuantizeWeight, ChangesNeitherArgumentsNorTheGlobalGenerator) {
 void expect_error(const at::Tensor& weight, const at::Tensor& hessian, const std::string& part,
                   const QuantizeOptions& options = plain_options()) {
   EXPECT_PRED_FORMAT2(testing::IsSubstring, part, test::error_of([&] { quantize_weight(weight, hessian, options); }));
+}
+
+TEST(QuantizeWeight, RoundingToNearestCanSearchItsScalesToo) {
+  const RandomLayer layer = random_layer(40, 64, 29);
+  QuantizeOptions options;
+  options.mode = "rtn";
+  options.bits = 3;
+  for (const at::Tensor& hessian : {layer.hessian, at::Tensor()}) {
+    options.scale_search = "auto";
+    const QuantizeResult nearest = quantize_weight(layer.weight, hessian, options);
+    options.scale_search = "weighted";
+    const QuantizeResult searched = quantize_weight(layer.weight, hessian, options);
+    EXPECT_EQ(searched.report.rtn_loss, nearest.report.loss);
+    EXPECT_LT(searched.report.loss, nearest.report.loss);
+  }
 }
 
 TEST(QuantizeWeight, FewSamplesAreRoundedToNearest) {

@@ -44,6 +44,43 @@ TEST(Sweep, LossIsTheSumOverPivots) {
   EXPECT_GT(inside.sum().item<int64_t>(), 0);
 }
 
+// A grid so wide that nothing is clipped.
+Grid wide_grid(const at::Tensor& weight, const Plan& plan) {
+  Grid grid = minmax_grid(weight, plan);
+  grid.scales.mul_(4);
+  return grid;
+}
+
+TEST(Sweep, IsBabaisNearestPlane) {
+  for (const int64_t k : {1, 2, 13, 48}) {
+    const test::RandomLayer layer = test::random_layer(6, k, 43 + k);
+    QuantizeOptions options;
+    options.group_size = 5;
+    const Plan plan = make_plan(options, k);
+    Grid grid = wide_grid(layer.weight, plan);
+    const at::Tensor order = at::argsort(layer.hessian.diagonal(), true, 0, true);
+    const at::Tensor codes = sweep(layer.weight, factorise(layer.hessian, order, 0.01), plan, grid).codes;
+    const at::Tensor scales = grid.scales.t().repeat_interleave(5, 1).narrow(1, 0, k);
+    const Matrix expected =
+        reference::nearest_plane(Matrix(layer.weight), reference::damped(Matrix(layer.hessian), 0.01), Matrix(scales),
+                                 {order.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>() + k});
+    EXPECT_TRUE(codes.gt(0).logical_and(codes.lt(15)).all().item<bool>());
+    EXPECT_EQ(Matrix(codes.to(at::kDouble) - 8).values, expected.values) << k;
+  }
+}
+
+TEST(Sweep, RowLossesAreAboutOneThirdOfTheirBound) {
+  const test::RandomLayer layer = test::random_layer(1000, 40, 44);
+  const Plan plan = make_plan({}, 40);
+  Grid grid = wide_grid(layer.weight, plan);
+  const Factor factor = factorise(layer.hessian, at::arange(40, at::kLong), 0);
+  const at::Tensor losses = sweep(layer.weight, factor, plan, grid).losses;
+  const at::Tensor bounds = grid.scales[0].to(at::kDouble).square() * factor.pivots.sum() / 4;
+  EXPECT_TRUE(losses.le(bounds * (1 + 1e-9)).all().item<bool>());
+  // Rounding errors spread evenly over a step have a third of the largest square; 40,000 of them.
+  EXPECT_NEAR(losses.div(bounds).mean().item<double>(), 1.0 / 3, 0.02);
+}
+
 TEST(Sweep, StripsOfAnyNumberOfRows) {
   const test::RandomLayer layer = test::random_layer(130, 21, 42);
   const Plan plan = make_plan({}, 21);

@@ -199,6 +199,18 @@ TEST(QuantizeModule, ReachesLinearsInsideLoopsAndBranches) {
   EXPECT_EQ(quantized.layers[1].nsamples, 3 * 4);
 }
 
+TEST(QuantizeModule, QuantizesALayerThatIsUsedInsideALoopAndOutside) {
+  torch::jit::Module model = compose({{"fc", linear(8, 8, 1)}},
+                                     "def forward(self, x: Tensor) -> Tensor:\n"
+                                     "    x = torch.relu(self.fc.forward(x))\n"
+                                     "    for i in range(int(x[0, 0]) + 3):\n"
+                                     "        x = torch.relu(self.fc.forward(x))\n"
+                                     "    return self.fc.forward(x)\n");
+  const QuantizedModule quantized = quantize_module(model, calibration_inputs(2, {5, 8}, 100), options_with_group(8));
+  ASSERT_EQ(quantized.layers.size(), 1u);
+  EXPECT_GE(quantized.layers[0].nsamples, 2 * 5 * 5);
+}
+
 TEST(QuantizeModule, LeavesOutWhatTheCallerSkips) {
   torch::jit::Module model = compose({{"body", linear(8, 8, 1)}, {"lm_head", linear(4, 8, 3)}},
                                      "def forward(self, x: Tensor) -> Tensor:\n"
