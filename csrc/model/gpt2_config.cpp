@@ -64,7 +64,7 @@ class Fields {
   void bits(int64_t& target) const {
     const Json* value = find("bits");
     if (value == nullptr) return;
-    if (*value != 2 && *value != 3 && *value != 4 && *value != 8) fail("bits", "2, 3, 4 or 8", *value);
+    if (*value < 2 || *value > 8 || !value->is_number_integer()) fail("bits", "an integer from 2 to 8", *value);
     target = value->get<int64_t>();
   }
 

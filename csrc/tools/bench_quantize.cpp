@@ -173,10 +173,10 @@ void BenchQuantize::run() {
     results.push_back(measure(shape));
   }
   output.write(Json{{"threads", at::get_num_threads()},
-                {"rounds", rounds},
-                {"group_size", group_size},
-                {"tokens_per_batch", kTokens},
-                {"shapes", results}});
+                    {"rounds", rounds},
+                    {"group_size", group_size},
+                    {"tokens_per_batch", kTokens},
+                    {"shapes", results}});
 }
 
 }  // namespace

@@ -101,7 +101,7 @@ at::Tensor Inputs::covariance() const {
 at::Tensor Inputs::hessian(int64_t samples, at::Generator generator) const {
   at::Tensor gram = at::zeros({scale_.size(0), scale_.size(0)});
   for (int64_t done = 0; done < samples; done += kDrawnRows) {
-    add_gram(gram, draw(std::min(kDrawnRows, samples - done), generator));
+    add_gram(gram, draw(std::min(kDrawnRows, samples - done), generator).t().contiguous());
   }
   return mirrored(gram, 1.0 / static_cast<double>(samples));
 }

@@ -81,7 +81,9 @@ TEST(GPT2Config, QuantizationSettings) {
   };
   EXPECT_ERROR(changed("quant_method", "gptq"), "quantization_config: quant_method must be \"libgptq\", got \"gptq\"");
   EXPECT_ERROR(changed("version", 2), "version must be 1, got 2");
-  EXPECT_ERROR(changed("bits", 5), "bits must be 2, 3, 4 or 8, got 5");
+  EXPECT_ERROR(changed("bits", 9), "bits must be an integer from 2 to 8, got 9");
+  EXPECT_ERROR(changed("bits", 4.5), "bits must be an integer from 2 to 8, got 4.5");
+  EXPECT_ERROR(changed("bits", "four"), "bits must be an integer from 2 to 8, got \"four\"");
   EXPECT_ERROR(changed("group_size", 0), "group_size must be");
   EXPECT_ERROR(changed("modules", Json::array()), "modules must be an object");
   EXPECT_ERROR(changed("modules", {{"a", 1}}), "modules: \"a\" must be an object");
