@@ -70,6 +70,7 @@ Json ratios(const Times& times, const std::string& peer) {
   for (const auto& [name, seconds] : times) {
     if (name != peer) {
       std::vector<double> values;
+      values.reserve(seconds.size());
       for (size_t round = 0; round < seconds.size(); ++round) {
         values.push_back(times.at(peer)[round] / seconds[round]);
       }
@@ -161,6 +162,7 @@ Json BenchQuantize::measure(const Shape& shape) const {
 
 void BenchQuantize::run() {
   std::vector<Shape> parsed;
+  parsed.reserve(shapes.size());
   for (const std::string& shape : shapes) {
     parsed.push_back(Shape::parse(shape));
   }

@@ -54,6 +54,7 @@ void QuantizeFlags::resolve() {
   options.quantize.row_guard = !no_row_guard_;
   options.quantize.correct_bias = !no_bias_correction_;
   std::vector<Override> overrides;
+  overrides.reserve(overrides_.size());
   for (const std::string& text : overrides_) {
     overrides.push_back(Override::parse(text));
   }
