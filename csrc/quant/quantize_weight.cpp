@@ -35,6 +35,7 @@ struct Solution {
   at::Tensor values(at::ScalarType dtype) const {
     return dequantize_codes(codes, grid.scales, grid.zeros, grid.group_size, dtype);
   }
+  at::Tensor error(const at::Tensor& weight) const { return weight.sub(values(weight.scalar_type())); }
 };
 
 at::Tensor sweep_order(const at::Tensor& hessian, bool by_diagonal) {
@@ -57,7 +58,7 @@ at::Tensor moved_weight(const at::Tensor& weight, const at::Tensor& drift, const
 Solution round_to_nearest(const at::Tensor& weight, const at::Tensor& hessian, const Plan& plan) {
   Solution solution{minmax_grid(weight, plan), {}, {}};
   solution.codes = round_to_grid(weight, solution.grid);
-  const at::Tensor error = weight.sub(solution.values(weight.scalar_type()));
+  const at::Tensor error = solution.error(weight);
   // Beside a sweep they are there for comparison.
   solution.losses = plan.sweep ? coarse_row_forms(error, hessian) : row_forms(error, hessian);
   return solution;
@@ -68,7 +69,7 @@ Solution round_to_searched_grid(const at::Tensor& weight, const at::Tensor& hess
   Solution solution{minmax_grid(weight, plan), {}, {}};
   search_grid(weight, hessian.defined() ? hessian.diagonal() : at::ones({weight.size(1)}), solution.grid);
   solution.codes = round_to_grid(weight, solution.grid);
-  solution.losses = row_forms(weight.sub(solution.values(weight.scalar_type())), hessian);
+  solution.losses = row_forms(solution.error(weight), hessian);
   return solution;
 }
 
@@ -88,7 +89,7 @@ void refine(const at::Tensor& weight, const at::Tensor& hessian, const Factor& f
   at::Tensor damped = hessian.clone();
   damped.diagonal().add_(as_stored(factor.added, factor).to(damped.scalar_type()));
   refine_codes(weight, damped, plan.refine_sweeps, /*fit_scales=*/!plan.per_tensor, solution.grid, solution.codes);
-  solution.losses = row_forms(weight.sub(solution.values(weight.scalar_type())), hessian);
+  solution.losses = row_forms(solution.error(weight), hessian);
 }
 
 // Takes the rows of nearest where they are better; returns how many. The losses of nearest are coarse: rows that come
@@ -99,9 +100,7 @@ int64_t guard_rows(const at::Tensor& weight, const at::Tensor& hessian, const So
   if (close.numel() == 0) {
     return 0;
   }
-  const auto exact = [&](const Solution& of) {
-    return row_forms(weight.sub(of.values(weight.scalar_type())).index_select(0, close), hessian);
-  };
+  const auto exact = [&](const Solution& of) { return row_forms(of.error(weight).index_select(0, close), hessian); };
   const at::Tensor found = exact(solution), rounded = exact(nearest), worse = found.gt(rounded);
   const at::Tensor rows = close.index_select(0, worse.nonzero().squeeze(1));
   solution.losses.index_copy_(0, close, at::minimum(found, rounded));
@@ -131,7 +130,7 @@ double searched_damping(const at::Tensor& weight, const LayerStatistics& statist
       const at::Tensor drift = statistics.drift.mul(2).sub_(statistics.half_drift);
       target = moved_weight(some, drift, factor, plan.target_alpha);
     }
-    const at::Tensor error = some.sub(swept(target, factor, plan).values(some.scalar_type()));
+    const at::Tensor error = swept(target, factor, plan).error(some);
     double loss = quadratic_form(error, statistics.half_hessian);
     if (statistics.half_drift.defined()) {
       loss += 2 * product(some, statistics.half_drift.t()).mul_(error).sum(at::kDouble).item<double>();

@@ -62,10 +62,14 @@ std::vector<at::Tensor> tensors_of(const std::vector<std::vector<c10::IValue>>& 
   return tensors;
 }
 
+torch::jit::Module two_layers() {
+  return compose({{"first", linear(24, 16, 1)}, {"second", linear(10, 24, 3)}},
+                 "def forward(self, x: Tensor) -> Tensor:\n"
+                 "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
+}
+
 TEST(QuantizeModule, CalibratesEachLayerOnTheQuantizedPrefix) {
-  torch::jit::Module model = compose({{"first", linear(24, 16, 1)}, {"second", linear(10, 24, 3)}},
-                                     "def forward(self, x: Tensor) -> Tensor:\n"
-                                     "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
+  torch::jit::Module model = two_layers();
   const auto calibration = calibration_inputs(3, {5, 16}, 100);
   const QuantizeModuleOptions options = options_with_group(8);
   QuantizedModule quantized = quantize_module(model, calibration, options);
@@ -93,9 +97,7 @@ TEST(QuantizeModule, CalibratesEachLayerOnTheQuantizedPrefix) {
 }
 
 TEST(QuantizeModule, AimsAtTheFloatModelsOutputs) {
-  torch::jit::Module model = compose({{"first", linear(24, 16, 1)}, {"second", linear(10, 24, 3)}},
-                                     "def forward(self, x: Tensor) -> Tensor:\n"
-                                     "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
+  torch::jit::Module model = two_layers();
   const auto calibration = calibration_inputs(6, {25, 16}, 100);
   QuantizeModuleOptions options = options_with_group(8);
   options.quantize.target_alpha = 0.5;
@@ -233,12 +235,6 @@ TEST(QuantizeModule, LeavesTheCallersModuleAsItWas) {
   quantize_module(model, calibration_inputs(2, {5, 8}, 3), options_with_group(8));
   EXPECT_TRUE(at::equal(weight_of(model, "fc"), weight));
   EXPECT_TRUE(at::equal(run(model, x), before));
-}
-
-torch::jit::Module two_layers() {
-  return compose({{"first", linear(24, 16, 1)}, {"second", linear(10, 24, 3)}},
-                 "def forward(self, x: Tensor) -> Tensor:\n"
-                 "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
 }
 
 TEST(QuantizeModule, BiasesTakeTheMeanErrorOfTheOutputs) {
