@@ -13,6 +13,6 @@ TORCH_LIBRARY(gptq, m) {
       "bool per_tensor=False, str act_order=\"auto\", str mode=\"default\", float damping=0.01, "
       "int block_size=128, Tensor? drift=None, float target_alpha=1.0, str scale_search=\"auto\", int refine_sweeps=1, "
       "bool row_guard=True, bool correct_bias=False, bool search_damping=False, Tensor? mean=None, "
-      "Tensor? float_mean=None, Tensor? half_hessian=None, Tensor? half_drift=None) -> (Tensor codes, Tensor scales, "
-      "Tensor zeros, Dict(str, float) report, Tensor? bias_shift, Tensor? input_order)");
+      "Tensor? float_mean=None, Tensor? half_hessian=None, Tensor? half_drift=None, bool compare=True) -> "
+      "(Tensor codes, Tensor scales, Tensor zeros, Dict(str, float) report, Tensor? bias_shift, Tensor? input_order)");
 }

@@ -1,37 +1,67 @@
 #include "quant/cholesky.h"
 
-#include <ATen/ops/linalg_cholesky_ex.h>
-#include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
-#include "quant/product.h"
+#include "quant/cholesky_kernel.h"
+#include "quant/strips.h"
 
 namespace gptq {
+namespace {
 
-at::Tensor cholesky(const at::Tensor& matrix) {
-  constexpr int64_t block = 384;
-  const int64_t k = matrix.size(0);
-  at::Tensor lower = matrix.clone();
-  for (int64_t first = 0; first < k; first += block) {
-    const int64_t width = std::min(block, k - first), below = k - first - width;
-    at::Tensor columns = lower.narrow(0, first, k - first).narrow(1, first, width);
-    if (first > 0) {
-      const at::Tensor done = lower.narrow(0, first, k - first).narrow(1, 0, first);
-      columns.sub_(product(done, done.narrow(0, 0, width)));
-    }
-    at::Tensor corner = columns.narrow(0, 0, width);
-    const auto [factor, info] = at::linalg_cholesky_ex(corner);
-    if (info.item<int>() != 0) {
+// What is left of columns [first, first + width) of A in the strip that starts at row `row`: read from the rows of A,
+// which are its columns.
+template <typename T>
+void load_remainder(const T* matrix, int64_t row, const CholeskyPanel<T>& panel) {
+  constexpr int64_t rows = kStripRows<T>;
+  const int64_t k = panel.n_columns, count = std::min(rows, k - row);
+  T* targets = panel.strip + panel.first * rows;
+  for (int64_t c = 0; c < panel.width; ++c) {
+    std::copy_n(matrix + (panel.first + c) * k + row, count, targets + c * rows);
+    std::fill_n(targets + c * rows + count, rows - count, T(0));
+  }
+  pull(panel.lower + panel.first * k, k, panel.strip, 0, panel.first, panel.width, targets);
+}
+
+template <typename T>
+at::Tensor cholesky_of(const at::Tensor& matrix) {
+  constexpr int64_t rows = kStripRows<T>;
+  const int64_t k = matrix.size(0), n_strips = (k + rows - 1) / rows;
+  at::Tensor lower = at::zeros_like(matrix);
+  const at::Tensor strips = at::empty({n_strips, k, rows}, matrix.options());
+  const auto panel_of = [&](int64_t strip, int64_t block) {
+    return CholeskyPanel<T>{strip_data<T>(strips, strip), lower.data_ptr<T>(), k, block * rows,
+                            std::min(rows, k - block * rows)};
+  };
+  for (int64_t block = 0; block < n_strips; ++block) {
+    at::parallel_for(block, n_strips, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        load_remainder(matrix.const_data_ptr<T>(), s * rows, panel_of(s, block));
+      }
+    });
+    if (!factor_corner(panel_of(block, block))) {
       return {};
     }
-    corner.copy_(factor);
-    if (below > 0) {
-      at::Tensor panel = columns.narrow(0, width, below);
-      panel.copy_(at::linalg_solve_triangular(factor.t(), panel, /*upper=*/true, /*left=*/false));
-    }
+    at::parallel_for(block + 1, n_strips, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        const CholeskyPanel<T> panel = panel_of(s, block);
+        solve_panel(panel);
+        store_strip(panel.strip + panel.first * rows, std::min(rows, k - s * rows), panel.width,
+                    panel.lower + s * rows * k + panel.first, k, [](T value) { return -value; });
+      }
+    });
   }
-  return lower.tril_();
+  return lower;
+}
+
+}  // namespace
+
+at::Tensor cholesky(const at::Tensor& matrix) {
+  return matrix.scalar_type() == at::kDouble ? cholesky_of<double>(matrix) : cholesky_of<float>(matrix);
 }
 
 }  // namespace gptq

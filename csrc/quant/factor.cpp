@@ -19,8 +19,8 @@ namespace {
 
 constexpr int64_t kMaxEscalations = 6;
 constexpr double kEscalationFactor = 3;
-constexpr double kFirstDamping = 0.01;  // where an escalation starts from no damping
-constexpr int64_t kProbes = 32;         // enough for the product to be a fast one
+constexpr double kFirstDamping = 0.01;    // where an escalation starts from no damping
+constexpr int64_t kProbedEntries = 1024;  // of the residual: enough for a good estimate of their size
 // Rounding may change the least determined pivot by about this share.
 constexpr double kProbeTolerance = 0.01;
 
@@ -32,12 +32,12 @@ at::Tensor damped_diagonal(const at::Tensor& hessian, double damping) {
   return at::where(diagonal.eq(0), mean, diagonal).add_(damping * mean);
 }
 
-// Signs that look random and are the same on every call, [kProbes, K]: the caller's random numbers are not touched.
+// Signs that look random and are the same on every call, [n, K]: the caller's random numbers are not touched.
 at::Tensor probe_vectors(int64_t k, at::ScalarType dtype) {
-  at::Tensor probes = at::empty({kProbes, k}, at::kDouble);
+  at::Tensor probes = at::empty({(kProbedEntries + k - 1) / k, k}, at::kDouble);
   auto* values = probes.data_ptr<double>();
   uint64_t state = 0x9E3779B97F4A7C15u;
-  for (int64_t i = 0; i < k * kProbes; ++i) {
+  for (int64_t i = 0; i < probes.numel(); ++i) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     values[i] = (state >> 63) != 0 ? 1.0 : -1.0;
   }
@@ -48,7 +48,7 @@ at::Tensor probe_vectors(int64_t k, at::ScalarType dtype) {
 // a row of A - L Lᵀ. A NaN counts as no.
 bool reproduces(const at::Tensor& lower, const at::Tensor& matrix) {
   const at::Tensor probes = probe_vectors(matrix.size(0), matrix.scalar_type());
-  const at::Tensor residual = product(probes, matrix).sub_(product(probes.mm(lower), lower));
+  const at::Tensor residual = probes.mm(matrix).sub_(probes.mm(lower).mm(lower.t()));
   const double size = residual.to(at::kDouble).square_().mean().sqrt().item<double>();
   const double least_pivot = lower.diagonal().to(at::kDouble).square().min().item<double>();
   return size <= kProbeTolerance * least_pivot;
@@ -104,13 +104,13 @@ void fill_multipliers(const at::Tensor& lower, const at::Tensor& root, at::Tenso
       const int64_t last = std::min(first + tile, k);
       for (int64_t column = 0; column < k; column += tile) {
         for (int64_t row = first; row < last; ++row) {
-          const int64_t mirror = k - 1 - row;
-          const double corner = static_cast<double>(from[mirror * k + mirror]) * scale[row];
-          for (int64_t j = column; j < std::min(column + tile, k); ++j) {
-            to[row * k + j] =
-                j > row ? To(0)
-                        : static_cast<To>(static_cast<double>(from[(k - 1 - j) * k + mirror]) * scale[j] / corner);
+          const int64_t mirror = k - 1 - row, end = std::min(column + tile, k),
+                        filled = std::clamp(row + 1, column, end);
+          const double share = 1 / (static_cast<double>(from[mirror * k + mirror]) * scale[row]);
+          for (int64_t j = column; j < filled; ++j) {
+            to[row * k + j] = static_cast<To>(static_cast<double>(from[(k - 1 - j) * k + mirror]) * (scale[j] * share));
           }
+          std::fill(to + row * k + filled, to + row * k + end, To(0));
         }
       }
     }

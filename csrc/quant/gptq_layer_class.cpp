@@ -26,10 +26,11 @@ void add_batch(const LayerPtr& self, const at::Tensor& input, OptionalTensor flo
 ResultTuple quantize(const LayerPtr& self, int64_t bits, int64_t group_size, bool symmetric, bool per_tensor,
                      std::string act_order, std::string mode, double damping, int64_t block_size, bool write_back,
                      double target_alpha, std::string scale_search, int64_t refine_sweeps, bool row_guard,
-                     bool correct_bias, bool search_damping, int64_t min_samples) {
-  const QuantizeResult result = self->quantize(
-      {bits, group_size, symmetric, per_tensor, std::move(act_order), std::move(mode), damping, block_size,
-       target_alpha, std::move(scale_search), refine_sweeps, row_guard, correct_bias, search_damping, min_samples});
+                     bool correct_bias, bool search_damping, int64_t min_samples, bool compare) {
+  const QuantizeResult result =
+      self->quantize({bits, group_size, symmetric, per_tensor, std::move(act_order), std::move(mode), damping,
+                      block_size, target_alpha, std::move(scale_search), refine_sweeps, row_guard, correct_bias,
+                      search_damping, min_samples, compare});
   if (write_back) {
     self->write_back(result);
   }
@@ -74,7 +75,7 @@ TORCH_LIBRARY_FRAGMENT(gptq, m) {
             arg("target_alpha") = defaults.target_alpha, arg("scale_search") = defaults.scale_search,
             arg("refine_sweeps") = defaults.refine_sweeps, arg("row_guard") = defaults.row_guard,
             arg("correct_bias") = defaults.correct_bias, arg("search_damping") = defaults.search_damping,
-            arg("min_samples") = defaults.min_samples})
+            arg("min_samples") = defaults.min_samples, arg("compare") = defaults.compare})
       .def("hessian", &GPTQLayer::hessian)
       .def("nsamples", &GPTQLayer::nsamples)
       .def("dropped", &GPTQLayer::dropped)

@@ -30,14 +30,26 @@ void for_each_group(int64_t n, int64_t k, int64_t group_size, const Body& body) 
   });
 }
 
+// Several ranges side by side, which vectorises, since the least of two values does not depend on their order.
 template <typename T>
 Range range_of(const T* values, int64_t count) {
-  T lo = 0, hi = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    lo = values[i] < lo ? values[i] : lo;
-    hi = values[i] > hi ? values[i] : hi;
+  constexpr int64_t width = 16;
+  T lo[width] = {}, hi[width] = {};
+  const auto include = [&](int64_t lane, T value) {
+    lo[lane] = value < lo[lane] ? value : lo[lane];
+    hi[lane] = value > hi[lane] ? value : hi[lane];
+  };
+  int64_t i = 0;
+  for (; i + width <= count; i += width) {
+    for (int64_t lane = 0; lane < width; ++lane) {
+      include(lane, values[i + lane]);
+    }
   }
-  return {static_cast<double>(lo), static_cast<double>(hi)};
+  for (; i < count; ++i) {
+    include(0, values[i]);
+  }
+  return {static_cast<double>(*std::min_element(lo, lo + width)),
+          static_cast<double>(*std::max_element(hi, hi + width))};
 }
 
 template <typename T>

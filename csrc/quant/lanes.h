@@ -26,6 +26,22 @@ using Lanes = typename LanesOf<T>::type;
 template <typename T>
 inline constexpr int64_t kStripVectors = kStripRows<T> * static_cast<int64_t>(sizeof(T)) / 64;
 
+/// Codes of the rows in Lanes.
+template <typename T>
+struct CodeLanesOf {
+  typedef uint8_t type __attribute__((vector_size(64 / sizeof(T))));
+};
+template <typename T>
+using CodeLanes = typename CodeLanesOf<T>::type;
+template <typename T>
+GPTQ_INLINE CodeLanes<T>* code_lanes(uint8_t* column) {
+  return reinterpret_cast<CodeLanes<T>*>(column);
+}
+template <typename T>
+GPTQ_INLINE const CodeLanes<T>* code_lanes(const uint8_t* column) {
+  return reinterpret_cast<const CodeLanes<T>*>(column);
+}
+
 /// Adding and subtracting it rounds to integer, half to even, for values far below it.
 template <typename T>
 inline constexpr T kRounder = sizeof(T) == 4 ? T(12582912.0) : T(6755399441055744.0);  // 1.5 * 2^23, 1.5 * 2^52

@@ -22,7 +22,7 @@ at::Tensor forms_of(const at::Tensor& rows, const at::Tensor& hessian, const Pro
   for (int64_t first = 0; first < k; first += kColumns) {
     const int64_t width = std::min(kColumns, k - first), rest = k - first - width;
     const at::Tensor block = hessian.narrow(0, first, k - first).narrow(1, first, width);
-    const at::Tensor terms = multiply(rows.narrow(1, first, width), block).mul_(rows.narrow(1, first, k - first));
+    const at::Tensor terms = multiply(rows.narrow(1, first, width), block).mul(rows.narrow(1, first, k - first));
     total.add_(terms.narrow(1, 0, width).sum(1, /*keepdim=*/false, at::kDouble));
     if (rest > 0) {
       total.add_(terms.narrow(1, width, rest).sum(1, /*keepdim=*/false, at::kDouble), 2);
@@ -51,7 +51,8 @@ at::Tensor row_forms(const at::Tensor& rows, const at::Tensor& hessian) {
 }
 
 at::Tensor coarse_row_forms(const at::Tensor& rows, const at::Tensor& hessian) {
-  return all_forms(rows, hessian, coarse_product);
+  return all_forms(rows, hessian.defined() ? coarse(hessian) : hessian,
+                   [](const at::Tensor& a, const at::Tensor& b) { return product(coarse(a), b); });
 }
 
 double quadratic_form(const at::Tensor& rows, const at::Tensor& hessian) {

@@ -54,6 +54,7 @@ Plan make_plan(const QuantizeOptions& options, int64_t k) {
   plan.row_guard = ours && options.row_guard;
   plan.correct_bias = ours && options.correct_bias;
   plan.search_damping = ours && options.search_damping;
+  plan.compare = options.compare;
   plan.refine_sweeps = ours ? options.refine_sweeps : 0;
   plan.damping = options.damping;
   plan.target_alpha = ours ? options.target_alpha : 0;

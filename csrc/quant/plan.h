@@ -25,6 +25,7 @@ struct Plan {
   bool row_guard;
   bool correct_bias;
   bool search_damping;
+  bool compare;  ///< report round-to-nearest and relative errors
   int64_t refine_sweeps;
   double damping;
   double target_alpha;

@@ -36,14 +36,16 @@ at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b) {
 }  // namespace
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
-  return a.scalar_type() == at::kFloat && fits_onednn(a, b) ? onednn_product(a, b) : a.mm(b.t());
+  return a.scalar_type() != at::kDouble && fits_onednn(a, b) ? onednn_product(a, b) : a.mm(b.t());
+}
+
+at::Tensor coarse(const at::Tensor& matrix) {
+  return matrix.scalar_type() == at::kFloat && (cpu_features() & kCpuAvx512bf16) != 0 ? matrix.to(at::kBFloat16)
+                                                                                      : matrix;
 }
 
 at::Tensor coarse_product(const at::Tensor& a, const at::Tensor& b) {
-  if ((cpu_features() & kCpuAvx512bf16) != 0 && fits_onednn(a, b)) {
-    return onednn_product(a.to(at::kBFloat16), b.to(at::kBFloat16)).to(at::kFloat);
-  }
-  return product(a, b);
+  return fits_onednn(a, b) ? product(coarse(a), coarse(b)).to(a.scalar_type()) : product(a, b);
 }
 
 }  // namespace gptq

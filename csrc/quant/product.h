@@ -5,9 +5,12 @@
 namespace gptq {
 
 /// A Bᵀ, by oneDNN where torch has it: on some processors it is twice as fast as the library behind at::mm.
-/// @param a f32 or f64 [M, K]
+/// @param a f32, f64 or bf16 [M, K]
 /// @param b [N, K] in the same dtype
 at::Tensor product(const at::Tensor& a, const at::Tensor& b);
+
+/// The matrix in bfloat16 if it is f32 and the processor multiplies bfloat16 faster, otherwise as it is.
+at::Tensor coarse(const at::Tensor& matrix);
 
 /// A Bᵀ in float32, from factors rounded to bfloat16 where the processor multiplies those faster; otherwise as product.
 /// @param a f32 [M, K]

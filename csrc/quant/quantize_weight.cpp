@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "quant/factor.h"
 #include "quant/grid.h"
@@ -86,10 +87,9 @@ Solution swept(const at::Tensor& weight, const Factor& factor, const Plan& plan)
 
 void refine(const at::Tensor& weight, const at::Tensor& hessian, const Factor& factor, const Plan& plan,
             Solution& solution) {
-  at::Tensor damped = hessian.clone();
-  damped.diagonal().add_(as_stored(factor.added, factor).to(damped.scalar_type()));
-  refine_codes(weight, damped, plan.refine_sweeps, /*fit_scales=*/!plan.per_tensor, solution.grid, solution.codes);
-  solution.losses = row_forms(solution.error(weight), hessian);
+  refine_codes(weight, hessian, as_stored(factor.added, factor), plan.refine_sweeps, /*fit_scales=*/!plan.per_tensor,
+               solution.grid, solution.codes, solution.losses);
+  solution.losses.clamp_min_(0);
 }
 
 // Takes the rows of nearest where they are better; returns how many. The losses of nearest are coarse: rows that come
@@ -143,13 +143,16 @@ double searched_damping(const at::Tensor& weight, const LayerStatistics& statist
   return best;
 }
 
-void fill_report(const at::Tensor& weight, const LayerStatistics& statistics, const Factor& factor,
+void fill_report(const at::Tensor& weight, const LayerStatistics& statistics, const Factor& factor, const Plan& plan,
                  const Solution& nearest, const Solution& solution, QuantizeReport& report) {
-  const double size = coarse_row_forms(weight, statistics.hessian).sum().item<double>();
   report.loss = solution.losses.sum().item<double>();
-  report.rtn_loss = nearest.losses.sum().item<double>();
-  report.relative_error = size > 0 ? std::sqrt(report.loss / size) : 0;
-  report.rtn_relative_error = size > 0 ? std::sqrt(report.rtn_loss / size) : 0;
+  report.rtn_loss = report.relative_error = report.rtn_relative_error = std::numeric_limits<double>::quiet_NaN();
+  if (plan.compare) {
+    const double size = coarse_row_forms(weight, statistics.hessian).sum().item<double>();
+    report.rtn_loss = nearest.losses.sum().item<double>();
+    report.relative_error = size > 0 ? std::sqrt(report.loss / size) : 0;
+    report.rtn_relative_error = size > 0 ? std::sqrt(report.rtn_loss / size) : 0;
+  }
   report.damping = factor.damping;
   report.damping_escalations = factor.damping_escalations;
   report.float64 = factor.float64;
@@ -172,7 +175,8 @@ QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Pla
       target = moved_weight(weight, statistics.drift, factor, plan.target_alpha);
     }
   }
-  const Solution nearest = round_to_nearest(target, statistics.hessian, plan);
+  const bool read_nearest = plan.compare || plan.row_guard || !plan.sweep;
+  const Solution nearest = read_nearest ? round_to_nearest(target, statistics.hessian, plan) : Solution{};
   Solution solution = nearest;
   if (plan.sweep) {
     solution = swept(target, factor, plan);
@@ -186,7 +190,7 @@ QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Pla
   } else if (plan.weighted_scales) {
     solution = round_to_searched_grid(target, statistics.hessian, plan);
   }
-  fill_report(target, statistics, factor, nearest, solution, result.report);
+  fill_report(target, statistics, factor, plan, nearest, solution, result.report);
   if (correct_bias) {
     const at::Tensor float_mean = given.float_mean.defined() ? given.float_mean : given.mean;
     result.bias_shift = weight.mv(float_mean).sub_(solution.values(weight.scalar_type()).mv(given.mean)).to(at::kFloat);

@@ -15,14 +15,15 @@ ResultTuple quantize_weight_cpu(const at::Tensor& weight, OptionalTensor hessian
                                 double damping, int64_t block_size, OptionalTensor drift, double target_alpha,
                                 std::string scale_search, int64_t refine_sweeps, bool row_guard, bool correct_bias,
                                 bool search_damping, OptionalTensor mean, OptionalTensor float_mean,
-                                OptionalTensor half_hessian, OptionalTensor half_drift) {
+                                OptionalTensor half_hessian, OptionalTensor half_drift, bool compare) {
   const auto tensor = [](OptionalTensor given) { return given.value_or(at::Tensor()); };
   const LayerStatistics statistics{tensor(hessian),    tensor(drift),        tensor(mean),
                                    tensor(float_mean), tensor(half_hessian), tensor(half_drift)};
   return result_tuple(quantize_weight(
       weight, statistics,
       {bits, group_size, symmetric, per_tensor, std::move(act_order), std::move(mode), damping, block_size,
-       target_alpha, std::move(scale_search), refine_sweeps, row_guard, correct_bias, search_damping}));
+       target_alpha, std::move(scale_search), refine_sweeps, row_guard, correct_bias, search_damping,
+       /*min_samples=*/0, compare}));
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -13,48 +13,86 @@
 namespace gptq {
 namespace {
 
-// [n_groups, N] as [N, K]: the value of each column's group.
-at::Tensor by_column(const at::Tensor& groups, int64_t group_size, int64_t k) {
-  return groups.t().repeat_interleave(group_size, 1).narrow(1, 0, k);
-}
+// What a thread needs for one strip at a time.
+struct Buffers {
+  at::Tensor errors, levels, gradients, changes, losses;
+};
 
 template <typename T>
-void refine_strips(const at::Tensor& weight, const at::Tensor& damped, int64_t sweeps, bool fit_scales, Grid& grid,
-                   at::Tensor& codes) {
-  constexpr int64_t rows = kStripRows<T>;
-  const int64_t n = weight.size(0), k = weight.size(1);
-  const auto dtype = weight.scalar_type();
-  const at::Tensor zero_of_column = by_column(grid.zeros.to(dtype), grid.group_size, k);
-  const at::Tensor level_of_column = codes.to(dtype).sub_(zero_of_column);
-  const at::Tensor values = dequantize_codes(codes, grid.scales, grid.zeros, grid.group_size, dtype);
-  const at::Tensor errors = to_strips<T>(weight.sub(values), 0), levels = to_strips<T>(level_of_column, 0);
-  const at::Tensor scales = to_strips<T>(grid.scales.t().to(dtype), 1),
-                   zeros = to_strips<T>(grid.zeros.t().to(dtype), 0);
-  at::parallel_for(0, errors.size(0), 1, [&](int64_t begin, int64_t end) {
-    const int64_t widest = std::min(grid.group_size, k);
-    const at::Tensor gradients = at::empty({widest, rows}, errors.options()), changes = at::empty_like(gradients);
-    for (int64_t strip = begin; strip < end; ++strip) {
-      for (int64_t step = 0; step < sweeps; ++step) {
-        for (int64_t first = 0, group = 0; first < k; first += grid.group_size, ++group) {
-          refine_group({k, damped.const_data_ptr<T>(), first, std::min(grid.group_size, k - first),
-                        static_cast<T>(grid.rule.max_code()), strip_data<T>(errors, strip),
-                        strip_data<T>(levels, strip), strip_data<T>(scales, strip) + group * rows,
-                        strip_data<T>(zeros, strip) + group * rows, gradients.data_ptr<T>(), changes.data_ptr<T>(),
-                        fit_scales});
-        }
+class Refiner {
+ public:
+  Refiner(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& added, const Grid& grid)
+      : grid_(grid), weight_(weight), hessian_(hessian), damping_(added.to(weight.scalar_type())) {
+    scales_ = groups_to_strips<T>(grid.scales, 1);
+    zeros_ = groups_to_strips<T>(grid.zeros, 0);
+  }
+
+  void run(int64_t sweeps, bool fit_scales, at::Tensor& codes, at::Tensor& losses) const {
+    at::parallel_for(0, strip_count<T>(n_), 1, [&](int64_t begin, int64_t end) {
+      const auto columns = [&](int64_t count) { return at::empty({count, kRows}, weight_.options()); };
+      const Buffers buffers{columns(k_), columns(k_), columns(grid_.group_size), columns(grid_.group_size), columns(1)};
+      for (int64_t s = begin; s < end; ++s) {
+        refine_strip(s, sweeps, fit_scales, buffers, codes.data_ptr<uint8_t>() + s * kRows * k_,
+                     losses.data_ptr<double>() + s * kRows);
+      }
+    });
+  }
+
+  const at::Tensor& scales() const { return scales_; }
+
+ private:
+  static constexpr int64_t kRows = kStripRows<T>;
+
+  void refine_strip(int64_t s, int64_t sweeps, bool fit_scales, const Buffers& buffers, uint8_t* codes,
+                    double* losses) const {
+    const int64_t rows = std::min(kRows, n_ - s * kRows);
+    T* errors = buffers.errors.data_ptr<T>();
+    T* levels = buffers.levels.data_ptr<T>();
+    load_strip(weight_.const_data_ptr<T>() + s * kRows * k_, rows, k_, k_, errors, [](T weight) { return weight; });
+    load_strip(codes, rows, k_, k_, levels, [](uint8_t code) { return static_cast<T>(code); });
+    buffers.losses.zero_();
+    for (int64_t k = 0; k < k_; ++k) {
+      const int64_t group = k / grid_.group_size;
+      const T* scales = strip_data<T>(scales_, s) + group * kRows;
+      const T* zeros = strip_data<T>(zeros_, s) + group * kRows;
+      for (int64_t row = 0; row < kRows; ++row) {
+        levels[k * kRows + row] -= zeros[row];
+        errors[k * kRows + row] -= levels[k * kRows + row] * scales[row];
       }
     }
-  });
-  grid.scales.copy_(from_strips(scales, n).t());
-  codes.copy_(from_strips(levels, n).add(zero_of_column));
-}
+    for (int64_t step = 0; step < sweeps; ++step) {
+      for (int64_t first = 0, group = 0; first < k_; first += grid_.group_size, ++group) {
+        refine_group({k_, hessian_.const_data_ptr<T>(), damping_.const_data_ptr<T>(), first,
+                      std::min(grid_.group_size, k_ - first), static_cast<T>(grid_.rule.max_code()), errors, levels,
+                      strip_data<T>(scales_, s) + group * kRows, strip_data<T>(zeros_, s) + group * kRows,
+                      buffers.gradients.data_ptr<T>(), buffers.changes.data_ptr<T>(), buffers.losses.data_ptr<T>(),
+                      fit_scales});
+      }
+    }
+    for (int64_t first = 0, group = 0; first < k_; first += grid_.group_size, ++group) {
+      const T* zeros = strip_data<T>(zeros_, s) + group * kRows;
+      for (int64_t k = first; k < std::min(first + grid_.group_size, k_); ++k) {
+        std::transform(levels + k * kRows, levels + (k + 1) * kRows, zeros, levels + k * kRows, std::plus<T>());
+      }
+    }
+    store_lanes<kRows>(levels, rows, k_, codes, k_, [](T level) { return static_cast<uint8_t>(level); });
+    std::transform(losses, losses + rows, buffers.losses.const_data_ptr<T>(), losses, std::plus<double>());
+  }
+
+  const Grid& grid_;
+  at::Tensor weight_, hessian_, damping_, scales_, zeros_;
+  int64_t n_ = weight_.size(0), k_ = weight_.size(1);
+};
 
 }  // namespace
 
-void refine_codes(const at::Tensor& weight, const at::Tensor& damped, int64_t sweeps, bool fit_scales, Grid& grid,
-                  at::Tensor& codes) {
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "refine_codes",
-                             [&] { refine_strips<scalar_t>(weight, damped, sweeps, fit_scales, grid, codes); });
+void refine_codes(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& added, int64_t sweeps,
+                  bool fit_scales, Grid& grid, at::Tensor& codes, at::Tensor& losses) {
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "refine_codes", [&] {
+    const Refiner<scalar_t> refiner(weight, hessian, added, grid);
+    refiner.run(sweeps, fit_scales, codes, losses);
+    groups_from_strips(refiner.scales(), grid.scales);
+  });
 }
 
 }  // namespace gptq

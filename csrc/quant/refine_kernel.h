@@ -11,7 +11,8 @@ namespace gptq {
 template <typename T>
 struct RefinedGroup {
   int64_t n_columns;
-  const T* hessian;  ///< damped H, [n_columns][n_columns]
+  const T* hessian;  ///< H, [n_columns][n_columns]
+  const T* damping;  ///< [n_columns]: what Hd has on its diagonal beyond that of H
   int64_t first;
   int64_t count;
   T max_code;
@@ -21,6 +22,7 @@ struct RefinedGroup {
   const T* zeros;   ///< [kStripRows], of this group
   T* gradients;     ///< [count], scratch
   T* changes;       ///< [count], scratch
+  T* losses;        ///< [kStripRows]: e H eᵀ of each row; what the moves change is added
   bool fit_scales;  ///< whether scales may change
 };
 

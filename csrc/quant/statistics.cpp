@@ -20,23 +20,39 @@ double largest_size(const at::Tensor& values) {
   return std::max(std::abs(least.item<double>()), std::abs(most.item<double>()));
 }
 
+constexpr int64_t kTile = 32;
+
+// largest[j] = max(largest[j], |a_ij - a_ji|) over i for the tile at (row, column), within the matrix.
+template <typename T>
+void compare_tiles(const T* values, int64_t k, int64_t row, int64_t column, T* largest) {
+  const int64_t rows = std::min(kTile, k - row), columns = std::min(kTile, k - column);
+  T mirrored[kTile][kTile];
+  for (int64_t j = 0; j < columns; ++j) {
+    for (int64_t i = 0; i < rows; ++i) {
+      mirrored[i][j] = values[(column + j) * k + row + i];
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      const T difference = std::abs(values[(row + i) * k + column + j] - mirrored[i][j]);
+      largest[j] = difference > largest[j] ? difference : largest[j];
+    }
+  }
+}
+
 // max |a_ij - a_ji|, tile by tile: a transposed copy would take longer than the factorisation of a small matrix.
 template <typename T>
 double largest_asymmetry_of(const T* values, int64_t k) {
-  constexpr int64_t tile = 32;
-  const auto of_rows = [&](int64_t begin, int64_t end, double largest) {
-    for (int64_t first = begin * tile; first < std::min(end * tile, k); first += tile) {
-      for (int64_t column = 0; column <= first; column += tile) {
-        for (int64_t i = first; i < std::min(first + tile, k); ++i) {
-          for (int64_t j = column; j < std::min(column + tile, k); ++j) {
-            largest = std::max(largest, static_cast<double>(std::abs(values[i * k + j] - values[j * k + i])));
-          }
-        }
+  const auto of_rows = [&](int64_t begin, int64_t end, double so_far) {
+    T largest[kTile] = {};
+    for (int64_t row = begin * kTile; row < std::min(end * kTile, k); row += kTile) {
+      for (int64_t column = 0; column <= row; column += kTile) {
+        compare_tiles(values, k, row, column, largest);
       }
     }
-    return largest;
+    return std::max(so_far, static_cast<double>(*std::max_element(largest, largest + kTile)));
   };
-  return at::parallel_reduce(0, (k + tile - 1) / tile, 1, 0.0, of_rows,
+  return at::parallel_reduce(0, (k + kTile - 1) / kTile, 1, 0.0, of_rows,
                              [](double a, double b) { return std::max(a, b); });
 }
 
@@ -71,8 +87,8 @@ at::Tensor checked_hessian(const at::Tensor& hessian, const at::Tensor& weight, 
   if (!values.defined()) {
     return values;
   }
-  const double largest = largest_size(values);
   const double difference = largest_asymmetry(values);
+  const double largest = difference > 0 ? largest_size(values) : 0;
   TORCH_CHECK(difference <= kSymmetryTolerance * largest, "quantize_weight: ", name,
               " must be symmetric, got a difference of ", difference,
               " between H and its transpose; its largest entry is ", largest);

@@ -3,22 +3,70 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/constant_pad_nd.h>
 
+#include <algorithm>
+
 #include "quant/pull_kernel.h"
 
 namespace gptq {
 
-/// [N, C] as [n_strips, C, kStripRows]: each strip holds its columns one after another. Rows beyond N hold pad.
+/// Strips that n rows make.
 template <typename T>
-at::Tensor to_strips(const at::Tensor& matrix, double pad) {
-  constexpr int64_t rows = kStripRows<T>;
-  const int64_t n = matrix.size(0), n_strips = (n + rows - 1) / rows;
-  const at::Tensor padded = at::constant_pad_nd(matrix, {0, 0, 0, n_strips * rows - n}, pad);
-  return padded.view({n_strips, rows, matrix.size(1)}).transpose(1, 2).contiguous();
+int64_t strip_count(int64_t n) {
+  return (n + kStripRows<T> - 1) / kStripRows<T>;
 }
 
-/// The first n rows of what to_strips made, [n, C].
-inline at::Tensor from_strips(const at::Tensor& strips, int64_t n) {
-  return strips.transpose(1, 2).reshape({-1, strips.size(1)}).narrow(0, 0, n);
+/// Turns rows into a strip, [n_columns][kStripRows]: out[c][r] = convert(rows[r][c]). Lanes without a row hold
+/// convert(0).
+template <typename T, typename From, typename Convert>
+void load_strip(const From* rows, int64_t n_rows, int64_t n_columns, int64_t stride, T* strip, const Convert& convert) {
+  constexpr int64_t lanes = kStripRows<T>, tile = 16;  // columns that are written side by side
+  for (int64_t first = 0; first < n_columns; first += tile) {
+    const int64_t last = std::min(first + tile, n_columns);
+    for (int64_t r = 0; r < n_rows; ++r) {
+      for (int64_t c = first; c < last; ++c) {
+        strip[c * lanes + r] = convert(rows[r * stride + c]);
+      }
+    }
+    for (int64_t c = first; c < last; ++c) {
+      std::fill(strip + c * lanes + n_rows, strip + (c + 1) * lanes, convert(From(0)));
+    }
+  }
+}
+
+/// The reverse: rows[r][c] = convert(strip[c][r]), for the n_rows lanes that have a row. A column of the strip has
+/// kLanes values.
+template <int64_t kLanes, typename From, typename To, typename Convert>
+void store_lanes(const From* strip, int64_t n_rows, int64_t n_columns, To* rows, int64_t stride,
+                 const Convert& convert) {
+  constexpr int64_t tile = 64;
+  for (int64_t first = 0; first < n_columns; first += tile) {
+    const int64_t last = std::min(first + tile, n_columns);
+    for (int64_t r = 0; r < n_rows; ++r) {
+      for (int64_t c = first; c < last; ++c) {
+        rows[r * stride + c] = convert(strip[c * kLanes + r]);
+      }
+    }
+  }
+}
+
+template <typename T, typename Convert>
+void store_strip(const T* strip, int64_t n_rows, int64_t n_columns, T* rows, int64_t stride, const Convert& convert) {
+  store_lanes<kStripRows<T>>(strip, n_rows, n_columns, rows, stride, convert);
+}
+
+/// What every group of every row has, [n_groups, N], as strips [n_strips, n_groups, kStripRows]. Lanes without a row
+/// hold pad.
+template <typename T>
+at::Tensor groups_to_strips(const at::Tensor& groups, double pad) {
+  const int64_t n = groups.size(1), n_strips = strip_count<T>(n);
+  const at::Tensor padded =
+      at::constant_pad_nd(groups.to(c10::CppTypeToScalarType<T>::value), {0, n_strips * kStripRows<T> - n}, pad);
+  return padded.view({groups.size(0), n_strips, kStripRows<T>}).transpose(0, 1).contiguous();
+}
+
+/// Overwrites groups, [n_groups, N], with what groups_to_strips made of it.
+inline void groups_from_strips(const at::Tensor& strips, at::Tensor& groups) {
+  groups.copy_(strips.transpose(0, 1).reshape({groups.size(0), -1}).narrow(1, 0, groups.size(1)));
 }
 
 template <typename T>

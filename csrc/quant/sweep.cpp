@@ -16,56 +16,69 @@
 namespace gptq {
 namespace {
 
+// What a thread needs for one strip at a time.
+struct Buffers {
+  at::Tensor weights, errors, codes, targets, losses;
+};
+
 template <typename T>
 class Sweeper {
  public:
-  Sweeper(const at::Tensor& weight, const Factor& factor, const Plan& plan, Grid& grid)
-      : plan_(plan), n_(weight.size(0)), k_(weight.size(1)) {
-    const auto dtype = weight.scalar_type();
-    weights_ = to_strips<T>(weight.index_select(1, factor.order), 0);
-    errors_ = at::empty_like(weights_);
-    scales_ = to_strips<T>(grid.scales.t().to(dtype), 1);
-    zeros_ = to_strips<T>(grid.zeros.t().to(dtype), 0);
-    group_ = factor.order.div(grid.group_size, "floor");
-    multipliers_ = factor.multipliers;
-    pivots_ = factor.pivots.to(dtype);
-    damping_ = factor.added.to(dtype);
-    losses_ = at::zeros({weights_.size(0), 1, kRows}, weights_.options());
-    const int64_t target_columns = plan.dynamic_groups ? std::max(plan.block_size, plan.group_size) : plan.block_size;
-    targets_ = at::empty({weights_.size(0), target_columns, kRows}, weights_.options());
+  Sweeper(const at::Tensor& weight, const Factor& factor, const Plan& plan, const Grid& grid)
+      : plan_(plan), weight_(weight), order_(factor.order), multipliers_(factor.multipliers) {
+    scales_ = groups_to_strips<T>(grid.scales, 1);
+    zeros_ = groups_to_strips<T>(grid.zeros, 0);
+    pivots_ = factor.pivots.to(weight.scalar_type());
+    damping_ = factor.added.to(weight.scalar_type());
   }
 
-  SweepResult run(const Factor& factor, Grid& grid) {
-    at::parallel_for(0, weights_.size(0), 1, [&](int64_t begin, int64_t end) {
+  SweepResult run(Grid& grid) {
+    const SweepResult result{at::empty({n_, k_}, at::kByte), at::empty({n_}, at::kDouble)};
+    at::parallel_for(0, strip_count<T>(n_), 1, [&](int64_t begin, int64_t end) {
+      const auto columns = [&](int64_t count, at::ScalarType dtype) { return at::empty({count, kRows}, dtype); };
+      const auto dtype = weight_.scalar_type();
+      const int64_t targets = std::max(plan_.block_size, plan_.dynamic_groups ? plan_.group_size : 0);
+      const Buffers buffers{columns(k_, dtype), columns(k_, dtype), columns(k_, at::kByte), columns(targets, dtype),
+                            columns(1, dtype)};
       for (int64_t s = begin; s < end; ++s) {
-        sweep_strip(s);
+        sweep_strip(s, buffers, result);
       }
     });
     if (plan_.dynamic_groups) {
-      grid.scales.copy_(from_strips(scales_, n_).t());
-      grid.zeros.copy_(from_strips(zeros_, n_).t());
+      groups_from_strips(scales_, grid.scales);
+      groups_from_strips(zeros_, grid.zeros);
     }
-    at::Tensor codes = at::empty({n_, k_}, at::kByte);
-    codes.index_copy_(1, factor.order, from_strips(weights_, n_).to(at::kByte));
-    return {codes, from_strips(losses_, n_).squeeze(1).to(at::kDouble)};
+    return result;
   }
 
  private:
   static constexpr int64_t kRows = kStripRows<T>;
 
-  void sweep_strip(int64_t s) const {
+  void sweep_strip(int64_t s, const Buffers& buffers, const SweepResult& result) const {
+    const int64_t rows = std::min(kRows, n_ - s * kRows);
+    load_strip(weight_.const_data_ptr<T>() + s * kRows * k_, rows, k_, k_, buffers.weights.data_ptr<T>(),
+               [](T weight) { return weight; });
+    buffers.losses.zero_();
     const SweepStrip<T> strip{k_,
                               multipliers_.const_data_ptr<T>(),
                               pivots_.const_data_ptr<T>(),
                               damping_.const_data_ptr<T>(),
-                              group_.const_data_ptr<int64_t>(),
-                              strip_data<T>(weights_, s),
-                              strip_data<T>(errors_, s),
+                              order_.const_data_ptr<int64_t>(),
+                              plan_.group_size,
+                              buffers.weights.data_ptr<T>(),
+                              buffers.codes.data_ptr<uint8_t>(),
+                              buffers.errors.data_ptr<T>(),
                               strip_data<T>(scales_, s),
                               strip_data<T>(zeros_, s),
                               static_cast<T>(plan_.rule.max_code()),
-                              strip_data<T>(losses_, s)};
-    T* targets = strip_data<T>(targets_, s);
+                              buffers.losses.data_ptr<T>()};
+    sweep_blocks(strip, s, buffers.targets.data_ptr<T>());
+    store_lanes<kRows>(strip.codes, rows, k_, result.codes.data_ptr<uint8_t>() + s * kRows * k_, k_,
+                       [](uint8_t code) { return code; });
+    std::copy_n(strip.losses, rows, result.losses.data_ptr<double>() + s * kRows);
+  }
+
+  void sweep_blocks(const SweepStrip<T>& strip, int64_t s, T* targets) const {
     for (int64_t first = 0, last = 0; first < k_; first = last) {
       last = std::min(first + plan_.block_size, k_);
       if (plan_.dynamic_groups) {
@@ -81,7 +94,9 @@ class Sweeper {
   }
 
   static void load_targets(const SweepStrip<T>& strip, int64_t first, int64_t count, T* targets) {
-    std::copy_n(strip.weights + first * kRows, count * kRows, targets);
+    for (int64_t c = 0; c < count; ++c) {
+      std::copy_n(strip.weights + strip.order[first + c] * kRows, kRows, targets + c * kRows);
+    }
     pull_errors(strip, 0, first, first, count, targets);
   }
 
@@ -108,12 +123,13 @@ class Sweeper {
   void set_group_grid(const SweepStrip<T>& strip, int64_t s, int64_t first, T* updates) const {
     const int64_t count = std::min(plan_.group_size, k_ - first);
     solve_updates(strip, first, count, updates);
-    T* scales = strip_data<T>(scales_, s) + strip.group[first] * kRows;
-    T* zeros = strip_data<T>(zeros_, s) + strip.group[first] * kRows;
+    const int64_t group = first / plan_.group_size;
+    T* scales = strip_data<T>(scales_, s) + group * kRows;
+    T* zeros = strip_data<T>(zeros_, s) + group * kRows;
     for (int64_t row = 0; row < std::min(kRows, n_ - s * kRows); ++row) {
       T lo = 0, hi = 0;
       for (int64_t c = 0; c < count; ++c) {
-        const T weight = strip.weights[(first + c) * kRows + row] + updates[c * kRows + row];
+        const T weight = strip.weights[strip.order[first + c] * kRows + row] + updates[c * kRows + row];
         lo = std::min(lo, weight);
         hi = std::max(hi, weight);
       }
@@ -124,8 +140,8 @@ class Sweeper {
   }
 
   const Plan& plan_;
-  int64_t n_, k_;
-  at::Tensor weights_, errors_, scales_, zeros_, group_, multipliers_, pivots_, damping_, losses_, targets_;
+  at::Tensor weight_, order_, multipliers_, scales_, zeros_, pivots_, damping_;
+  int64_t n_ = weight_.size(0), k_ = weight_.size(1);
 };
 
 }  // namespace
@@ -133,7 +149,7 @@ class Sweeper {
 SweepResult sweep(const at::Tensor& weight, const Factor& factor, const Plan& plan, Grid& grid) {
   SweepResult result;
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "sweep",
-                             [&] { result = Sweeper<scalar_t>(weight, factor, plan, grid).run(factor, grid); });
+                             [&] { result = Sweeper<scalar_t>(weight, factor, plan, grid).run(grid); });
   return result;
 }
 

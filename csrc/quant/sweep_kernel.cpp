@@ -10,18 +10,18 @@ constexpr int64_t kTileColumns = 6;
 template <typename T>
 GPTQ_INLINE void quantize_column(const SweepStrip<T>& strip, int64_t k, const T* targets) {
   constexpr int64_t rows = kStripRows<T>;
-  const T* scales = strip.scales + strip.group[k] * rows;
-  const T* zeros = strip.zeros + strip.group[k] * rows;
+  const int64_t column = strip.order[k], group = column / strip.group_size;
+  const T* scales = strip.scales + group * rows;
+  const T* zeros = strip.zeros + group * rows;
   const T pivot = strip.pivots[k], damping = strip.damping[k];
   for (int64_t v = 0; v < kStripVectors<T>; ++v) {
     const Lanes<T> scale = lanes(scales)[v], zero = lanes(zeros)[v], target = lanes(targets)[v];
     const Lanes<T> level = nearest_level<T>(target, scale, zero, strip.max_code);
     const Lanes<T> value = level * scale;
-    Lanes<T>* weight = lanes(strip.weights + k * rows) + v;
-    const Lanes<T> error = *weight - value, rounding = target - value;
+    const Lanes<T> error = lanes(strip.weights + column * rows)[v] - value, rounding = target - value;
     lanes(strip.losses)[v] += pivot * rounding * rounding - damping * error * error;
     lanes(strip.errors + k * rows)[v] = error;
-    *weight = level + zero;
+    code_lanes<T>(strip.codes + column * rows)[v] = __builtin_convertvector(level + zero, CodeLanes<T>);
   }
 }
 

@@ -122,8 +122,11 @@ Json BenchQuantize::measure(const Shape& shape) const {
   sweep_alone.scale_search = "minmax";
   sweep_alone.refine_sweeps = 0;
   sweep_alone.row_guard = false;
-  QuantizeOptions classic = sweep_alone, all;
+  sweep_alone.compare = false;
+  QuantizeOptions classic = sweep_alone, refined = sweep_alone, all;
   classic.mode = "classic";
+  refined.scale_search = "weighted";
+  refined.refine_sweeps = 1;
   all.group_size = group_size;
 
   at::Tensor square = at::randn({kPeakSide, kPeakSide}, generator), published_hessian = at::zeros_like(hessian);
@@ -131,6 +134,7 @@ Json BenchQuantize::measure(const Shape& shape) const {
   const Times quantize = interleave({{"published", [&] { published_gptq(weight, hessian, 4, group_size, 0.01); }},
                                      {"sweep", [&] { quantize_weight(weight, hessian, sweep_alone); }},
                                      {"classic", [&] { quantize_weight(weight, hessian, classic); }},
+                                     {"refined", [&] { quantize_weight(weight, hessian, refined); }},
                                      {"default", [&] { quantize_weight(weight, hessian, all); }},
                                      {"peak", [&] { square.mm(square); }}},
                                     rounds);
@@ -151,11 +155,13 @@ Json BenchQuantize::measure(const Shape& shape) const {
   result["speedup"].erase("peak");
   const auto ratio = [&](const char* name) { return result["speedup"][name]["median"].get<double>(); };
   std::printf(
-      "%5lld x %-5lld  published %8.1f ms   sweep %6.1fx   classic %6.1fx   default %6.1fx   Hessian %5.1fx   "
+      "%5lld x %-5lld  published %8.1f ms   sweep %5.1fx   classic %5.1fx   refined %5.1fx   default %5.1fx   "
+      "Hessian %4.1fx   "
       "%.0f of %.0f GFLOP/s\n",
       static_cast<long long>(shape.n), static_cast<long long>(shape.k), 1e3 * median(quantize.at("published")),
-      ratio("sweep"), ratio("classic"), ratio("default"), result["hessian_speedup"]["median"].get<double>(),
-      result["sweep_gflops"].get<double>(), result["peak_gflops"].get<double>());
+      ratio("sweep"), ratio("classic"), ratio("refined"), ratio("default"),
+      result["hessian_speedup"]["median"].get<double>(), result["sweep_gflops"].get<double>(),
+      result["peak_gflops"].get<double>());
   std::fflush(stdout);
   return result;
 }

@@ -46,6 +46,9 @@ struct QuantizeOptions {
   bool search_damping = false;
   /// With fewer inputs the weight is rounded to nearest. Read where the number of inputs is known.
   int64_t min_samples = 1;
+  /// Whether rtn_loss and the relative errors are reported. They cost two products of the weight and the Hessian, about
+  /// what the sweep does; without it they are NaN.
+  bool compare = true;
 };
 
 /// What the inputs of a layer tell about it. Its n inputs are x̂; behind other quantized layers they are not the inputs

@@ -17,9 +17,10 @@ TEST(QuantizeWeightOp, ReturnsWhatTheFunctionReturns) {
       {c10::IValue(false), c10::IValue("off"), c10::IValue("default"), c10::IValue(0.05), c10::IValue(32),
        c10::IValue(0.1 * layer.hessian), c10::IValue(0.5), c10::IValue("weighted"), c10::IValue(2), c10::IValue(false),
        c10::IValue(true), c10::IValue(true), c10::IValue(layer.inputs.mean(0)), c10::IValue(layer.inputs.mean(0) + 0.1),
-       c10::IValue(0.9 * layer.hessian), c10::IValue(0.2 * layer.hessian)});
+       c10::IValue(0.9 * layer.hessian), c10::IValue(0.2 * layer.hessian), c10::IValue(false)});
   op.callBoxed(&stack);
-  const QuantizeOptions options{3, 16, false, false, "off", "default", 0.05, 32, 0.5, "weighted", 2, false, true, true};
+  const QuantizeOptions options{3,   16,         false, false, "off", "default", 0.05, 32,
+                                0.5, "weighted", 2,     false, true,  true,      0,    false};
   const LayerStatistics statistics{layer.hessian,        0.1 * layer.hessian,
                                    layer.inputs.mean(0), layer.inputs.mean(0) + 0.1,
                                    0.9 * layer.hessian,  0.2 * layer.hessian};

@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "quant/loss.h"
 #include "tests/quant/plain_options.h"
 #include "tests/quant/random_layer.h"
 #include "tests/reference.h"
@@ -23,6 +24,10 @@ QuantizeOptions options_with(int64_t bits, int64_t group_size, bool symmetric, i
   return options;
 }
 
+at::Tensor weight_error(const at::Tensor& weight, const at::Tensor& codes, const Grid& grid) {
+  return weight - dequantize_codes(codes, grid.scales, grid.zeros, grid.group_size, weight.scalar_type());
+}
+
 class RefineShapes : public testing::TestWithParam<std::tuple<int64_t, int64_t, int64_t>> {};
 
 TEST_P(RefineShapes, EqualsCoordinateDescentByTryingEveryCode) {
@@ -39,11 +44,19 @@ TEST_P(RefineShapes, EqualsCoordinateDescentByTryingEveryCode) {
       const Plan plan = make_plan(options_with(bits, group_size, symmetric, 2), k);
       Grid grid = minmax_grid(layer.weight, plan);
       at::Tensor refined = round_to_grid(layer.weight, grid);
-      at::Tensor damped = layer.hessian.clone();
-      damped.diagonal().add_(0.01 * layer.hessian.diagonal().mean());
-      refine_codes(layer.weight, damped, 2, /*fit_scales=*/true, grid, refined);
+      at::Tensor losses = row_forms(weight_error(layer.weight, refined, grid), layer.hessian);
+      const double shift = 0.01 * layer.hessian.diagonal().mean().item<double>();
+      refine_codes(layer.weight, layer.hessian, at::full({k}, shift, at::kDouble), 2, /*fit_scales=*/true, grid,
+                   refined, losses);
       EXPECT_EQ(Matrix(refined).values, codes.values) << bits << symmetric;
       EXPECT_EQ(Matrix(grid.scales).values, groups.scales.values) << bits << symmetric;
+      const Matrix error(weight_error(layer.weight, refined, grid));
+      for (int64_t row = 0; row < n; ++row) {
+        const double loss = reference::row_form(error, Matrix(layer.hessian), row);
+        // A few hundred float64 sums of terms of the size of the weight's own form.
+        const double size = reference::row_form(w, Matrix(layer.hessian), row);
+        EXPECT_NEAR(losses[row].item<double>(), loss, 1e-13 * size) << row;
+      }
     }
   }
 }
@@ -99,9 +112,10 @@ TEST(Refine, LiesBetweenTheBestCodesAndTheSweep) {
     const QuantizeResult swept = quantize_weight(layer.weight, layer.hessian, options_with(2, -1, true, 0));
     Grid grid{plan.rule, 7, swept.scales.clone(), swept.zeros};
     at::Tensor codes = swept.codes.clone();
-    at::Tensor damped = layer.hessian.clone();
-    damped.diagonal().add_(0.01 * layer.hessian.diagonal().mean());
-    refine_codes(layer.weight, damped, 3, /*fit_scales=*/false, grid, codes);
+    at::Tensor losses = at::zeros({1}, at::kDouble);
+    const double shift = 0.01 * layer.hessian.diagonal().mean().item<double>();
+    refine_codes(layer.weight, layer.hessian, at::full({7}, shift, at::kDouble), 3, /*fit_scales=*/false, grid, codes,
+                 losses);
     EXPECT_TRUE(grid.scales.equal(swept.scales));
     const Groups groups = reference::make_groups(w, 2, -1, true);
     const auto loss = [&](const at::Tensor& of) {

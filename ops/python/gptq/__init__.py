@@ -142,6 +142,7 @@ def quantize_weight(
     float_mean: Tensor | None = None,
     half_hessian: Tensor | None = None,
     half_drift: Tensor | None = None,
+    compare: bool = True,
 ) -> QuantizedWeight:
     """Quantize one weight by GPTQ, so that the error of the layer's output, tr(E H Eᵀ) with E = w - Q, is small.
 
@@ -174,6 +175,8 @@ def quantize_weight(
         float_mean: floating point [K], the mean of x, if it is another.
         half_hessian: floating point [K, K], the Hessian of half of the same inputs.
         half_drift: floating point [K, K], the drift of that half.
+        compare: report rtn_loss and the relative errors, which cost about as much as the sweep; without it they are
+            NaN.
 
     Returns:
         The codes, scales, zeros, a report, and bias_shift and input_order where they apply.
@@ -182,7 +185,7 @@ def quantize_weight(
         *torch.ops.gptq.quantize_weight(
             *(weight, hessian, bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size),
             *(drift, target_alpha, scale_search, refine_sweeps, row_guard, correct_bias, search_damping),
-            *(mean, float_mean, half_hessian, half_drift),
+            *(mean, float_mean, half_hessian, half_drift, compare),
         )
     )
 
@@ -237,6 +240,7 @@ class GPTQLayer:
         correct_bias: bool = False,
         search_damping: bool = False,
         min_samples: int = 1,
+        compare: bool = True,
     ) -> QuantizedWeight:
         """Quantize the weight with what was gathered so far.
 
@@ -248,6 +252,7 @@ class GPTQLayer:
             *self._layer.quantize(
                 *(bits, group_size, symmetric, per_tensor, act_order, mode, damping, block_size, write_back),
                 *(target_alpha, scale_search, refine_sweeps, row_guard, correct_bias, search_damping, min_samples),
+                compare,
             )
         )
 
