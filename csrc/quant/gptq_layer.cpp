@@ -39,11 +39,12 @@ struct GPTQLayer::Batch {
 
 namespace {
 
-at::Tensor checked_rows(const at::Tensor& input, int64_t k, const char* name) {
+at::Tensor checked_rows(const at::Tensor& input, int64_t k, at::Device device, const char* name) {
   TORCH_CHECK(input.dim() >= 1 && input.size(-1) == k, "add_batch: ", name, " must be [..., K] = [..., ", k, "], got ",
               input.sizes());
   TORCH_CHECK(input.is_floating_point(), "add_batch: ", name, " must be floating point, got ", input.scalar_type());
-  TORCH_CHECK(input.is_cpu(), "add_batch: ", name, " must be on the CPU, got ", input.device());
+  TORCH_CHECK(input.device() == device, "add_batch: ", name, " must be on the device of the weight, ", device, ", got ",
+              input.device());
   return input.detach().to(at::kFloat).reshape({-1, k}).contiguous();
 }
 
@@ -51,7 +52,7 @@ at::Tensor checked_weights(const at::Tensor& token_weights, const at::Tensor& in
   TORCH_CHECK(token_weights.sizes() == input.sizes().slice(0, input.dim() - 1),
               "add_batch: token_weights must have the shape of input without its last dimension, ",
               input.sizes().slice(0, input.dim() - 1), ", got ", token_weights.sizes());
-  const at::Tensor weights = token_weights.detach().to(at::kCPU, at::kFloat).reshape({-1});
+  const at::Tensor weights = token_weights.detach().to(input.device(), at::kFloat).reshape({-1});
   TORCH_CHECK(weights.isfinite().logical_and(weights.ge(0)).all().item<bool>(),
               "add_batch: token_weights must be finite and at least 0, got values from ",
               weights.numel() > 0 ? weights.min().item<float>() : 0, " to ",
@@ -75,7 +76,8 @@ GPTQLayer::GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias, bool con
               conv1d ? "[K, N]" : "[N, K]", " with N and K at least 1, got ",
               weight_.defined() ? weight_.sizes() : at::IntArrayRef{});
   TORCH_CHECK(weight_.is_floating_point(), "GPTQLayer: weight must be floating point, got ", weight_.scalar_type());
-  TORCH_CHECK(weight_.is_cpu(), "GPTQLayer: weight must be on the CPU, got ", weight_.device());
+  TORCH_CHECK(weight_.is_cpu() || weight_.is_cuda(), "GPTQLayer: weight must be on the CPU or a CUDA device, got ",
+              weight_.device());
   if (bias_.has_value()) {
     const int64_t n = weight_nk().size(0);
     TORCH_CHECK(bias_->dim() == 1 && bias_->size(0) == n, "GPTQLayer: bias must be [N] = [", n, "], got ",
@@ -93,11 +95,11 @@ GPTQLayer::Batch GPTQLayer::checked_batch(const at::Tensor& input, const at::Ten
                                           const at::Tensor& token_weights, bool drop_nonfinite) const {
   const int64_t k = weight_nk().size(1);
   Batch batch;
-  batch.rows = checked_rows(input, k, "input");
+  batch.rows = checked_rows(input, k, weight_.device(), "input");
   if (float_input.defined()) {
     TORCH_CHECK(float_input.sizes() == input.sizes(), "add_batch: float_input must have the shape of input, ",
                 input.sizes(), ", got ", float_input.sizes());
-    batch.float_rows = checked_rows(float_input, k, "float_input");
+    batch.float_rows = checked_rows(float_input, k, weight_.device(), "float_input");
   }
   if (nsamples() > 0) {
     const bool had = sums_[0].drift.defined() || sums_[1].drift.defined();
@@ -164,7 +166,7 @@ void GPTQLayer::add(const Batch& batch, Sums& sums) {
   };
   const at::Tensor columns = as_columns(batch.rows).contiguous();
   if (!sums.gram.defined()) {
-    sums.gram = at::zeros({k, k}, at::kFloat);
+    sums.gram = at::zeros({k, k}, columns.options());
   }
   add_gram(sums.gram, columns);
   add_to(sums.input, column_sums(batch.rows, batch.weights).values);
@@ -185,7 +187,8 @@ at::Tensor GPTQLayer::hessian() const {
       gram = gram.defined() ? gram.add(sums.gram) : sums.gram;
     }
   }
-  return gram.defined() ? mirrored(gram, 2.0 / (sums_[0].weight + sums_[1].weight)) : at::zeros({k, k}, at::kFloat);
+  return gram.defined() ? mirrored(gram, 2.0 / (sums_[0].weight + sums_[1].weight))
+                        : at::zeros({k, k}, weight_.options().dtype(at::kFloat));
 }
 
 LayerStatistics GPTQLayer::statistics() const {
@@ -240,7 +243,8 @@ void GPTQLayer::set_state(const std::vector<at::Tensor>& state) {
     const at::Tensor& tensor = state[index];
     TORCH_CHECK(tensor.numel() == 0 || tensor.sizes() == sizes, "set_state: tensor ", index, " must be empty or ",
                 sizes, ", got ", tensor.sizes());
-    return tensor.numel() == 0 ? at::Tensor() : tensor.detach().to(dtype).clone();
+    return tensor.numel() == 0 ? at::Tensor()
+                               : tensor.detach().to(weight_.device(), dtype, /*non_blocking=*/false, /*copy=*/true);
   };
   std::array<Sums, 2> sums;
   for (size_t half = 0; half < sums.size(); ++half) {

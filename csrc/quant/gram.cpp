@@ -24,6 +24,10 @@ ColumnSums column_sums(const at::Tensor& rows, const at::Tensor& weights) {
   constexpr int64_t width = 64;   // columns at a time
   constexpr int64_t chunk = 128;  // rows that are added up in float32
   const int64_t n = rows.size(0), k = rows.size(1);
+  if (!rows.is_cpu()) {
+    const at::Tensor weighted = weights.defined() ? rows.mul(weights.unsqueeze(1)) : rows;
+    return {weighted.sum(0, /*keepdim=*/false, at::kDouble), weighted.mul(rows).sum(0, /*keepdim=*/false, at::kDouble)};
+  }
   ColumnSums sums{at::zeros({k}, at::kDouble), at::zeros({k}, at::kDouble)};
   const auto* x = rows.const_data_ptr<float>();
   const auto* w = weights.defined() ? weights.const_data_ptr<float>() : nullptr;

@@ -216,7 +216,7 @@ QuantizeResult quantize_weight(const at::Tensor& weight, const LayerStatistics& 
   }
   TORCH_CHECK(statistics.hessian.defined() || !plan.sweep, "quantize_weight: hessian is required in mode \"", used.mode,
               "\", got none");
-  LayerStatistics read = checked_statistics(statistics, w, plan);
+  LayerStatistics read = checked_statistics(on_host(statistics, weight.device()), w, plan);
   at::Tensor order;
   if (plan.permute) {
     order = sweep_order(read.hessian, true);
@@ -229,6 +229,9 @@ QuantizeResult quantize_weight(const at::Tensor& weight, const LayerStatistics& 
   if (order.defined()) {
     result.input_order = order.to(at::kInt);
   }
+  for (at::Tensor* tensor : {&result.codes, &result.scales, &result.zeros, &result.bias_shift, &result.input_order}) {
+    *tensor = tensor->defined() ? tensor->to(weight.device()) : *tensor;
+  }
   return result;
 }
 
@@ -239,7 +242,8 @@ QuantizeResult quantize_weight(const at::Tensor& weight, const at::Tensor& hessi
 }
 
 at::Tensor QuantizeResult::dequantize() const {
-  const at::Tensor values = dequantize_codes(codes, scales, zeros, group_size, at::kFloat);
+  const at::Tensor values =
+      dequantize_codes(codes.cpu(), scales.cpu(), zeros.cpu(), group_size, at::kFloat).to(codes.device());
   return input_order.defined() ? at::empty_like(values).index_copy_(1, input_order.to(at::kLong), values) : values;
 }
 

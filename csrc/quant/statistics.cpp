@@ -67,7 +67,6 @@ at::Tensor checked(const at::Tensor& values, at::IntArrayRef sizes, const char* 
               values.sizes());
   TORCH_CHECK(values.is_floating_point(), "quantize_weight: ", name, " must be floating point, got ",
               values.scalar_type());
-  TORCH_CHECK(values.is_cpu(), "quantize_weight: ", name, " must be on the CPU, got ", values.device());
   const at::Tensor result = values.detach().to(dtype).contiguous();
   check_finite(result, name);
   return result;
@@ -97,12 +96,21 @@ at::Tensor checked_hessian(const at::Tensor& hessian, const at::Tensor& weight, 
   return values;
 }
 
-at::Tensor reordered(const at::Tensor& values, const at::Tensor& order) {
-  if (!values.defined()) {
-    return values;
-  }
-  const at::Tensor rows = values.index_select(0, order);
-  return values.dim() == 1 ? rows : rows.index_select(1, order);
+// The same with every tensor that is known replaced by transform(tensor, its name).
+template <typename Transform>
+LayerStatistics transformed(const LayerStatistics& statistics, const Transform& transform) {
+  const auto of = [&](const at::Tensor& values, const char* name) {
+    return values.defined() ? transform(values, name) : values;
+  };
+  LayerStatistics result;
+  result.hessian = of(statistics.hessian, "hessian");
+  result.drift = of(statistics.drift, "drift");
+  result.mean = of(statistics.mean, "mean");
+  result.float_mean = of(statistics.float_mean, "float_mean");
+  result.half_hessian = of(statistics.half_hessian, "half_hessian");
+  result.half_drift = of(statistics.half_drift, "half_drift");
+  result.nsamples = statistics.nsamples;
+  return result;
 }
 
 }  // namespace
@@ -121,9 +129,10 @@ at::Tensor checked_weight(const at::Tensor& weight) {
               "quantize_weight: weight must be [N, K] with at least one row and one column, got ",
               weight.defined() ? weight.sizes() : at::IntArrayRef{});
   TORCH_CHECK(weight.is_floating_point(), "quantize_weight: weight must be floating point, got ", weight.scalar_type());
-  TORCH_CHECK(weight.is_cpu(), "quantize_weight: weight must be on the CPU, got ", weight.device());
+  TORCH_CHECK(weight.is_cpu() || weight.is_cuda(), "quantize_weight: weight must be on the CPU or a CUDA device, got ",
+              weight.device());
   const auto dtype = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor values = weight.detach().to(dtype).contiguous();
+  const at::Tensor values = weight.detach().to(at::kCPU, dtype).contiguous();
   check_finite(values, "weight");
   return values;
 }
@@ -163,15 +172,18 @@ LayerStatistics centred(const LayerStatistics& statistics) {
 }
 
 LayerStatistics permuted(const LayerStatistics& statistics, const at::Tensor& order) {
-  LayerStatistics result;
-  result.nsamples = statistics.nsamples;
-  result.hessian = reordered(statistics.hessian, order);
-  result.drift = reordered(statistics.drift, order);
-  result.mean = reordered(statistics.mean, order);
-  result.float_mean = reordered(statistics.float_mean, order);
-  result.half_hessian = reordered(statistics.half_hessian, order);
-  result.half_drift = reordered(statistics.half_drift, order);
-  return result;
+  return transformed(statistics, [&](const at::Tensor& values, const char*) {
+    const at::Tensor rows = values.index_select(0, order);
+    return values.dim() == 1 ? rows : rows.index_select(1, order);
+  });
+}
+
+LayerStatistics on_host(const LayerStatistics& statistics, at::Device device) {
+  return transformed(statistics, [&](const at::Tensor& values, const char* name) {
+    TORCH_CHECK(values.device() == device, "quantize_weight: ", name, " must be on the device of the weight, ", device,
+                ", got ", values.device());
+    return values.detach().to(at::kCPU);
+  });
 }
 
 }  // namespace gptq

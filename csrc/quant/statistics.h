@@ -6,7 +6,7 @@
 
 namespace gptq {
 
-/// The weight as f32 or f64, contiguous.
+/// The weight as f32 or f64, contiguous, on the CPU.
 /// @throws c10::Error
 at::Tensor checked_weight(const at::Tensor& weight);
 
@@ -14,6 +14,11 @@ at::Tensor checked_weight(const at::Tensor& weight);
 /// @param weight from checked_weight
 /// @throws c10::Error
 LayerStatistics checked_statistics(const LayerStatistics& statistics, const at::Tensor& weight, const Plan& plan);
+
+/// The statistics on the CPU.
+/// @param device where they have to be
+/// @throws c10::Error
+LayerStatistics on_host(const LayerStatistics& statistics, at::Device device);
 
 /// The statistics of x̂ - μ̂ and x - μ, in place of H and D. The means stay.
 LayerStatistics centred(const LayerStatistics& statistics);

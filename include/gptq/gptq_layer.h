@@ -15,8 +15,8 @@ namespace gptq {
 /// report), takes the options by name, and writes the weight back if write_back=True. Calls must not overlap in time.
 class GPTQLayer : public torch::CustomClassHolder {
  public:
-  /// @param weight floating point [N, K], or [K, N] if conv1d (GPT-2's Conv1D), on the CPU; shares memory with the
-  ///        caller's tensor
+  /// @param weight floating point [N, K], or [K, N] if conv1d (GPT-2's Conv1D), on the CPU or a CUDA device; shares
+  ///        memory with the caller's tensor
   /// @param bias floating point [N]
   /// @param conv1d whether the weight is stored transposed, [K, N]; the shape alone cannot tell when it is square
   /// @param halves whether the Hessian of half of the inputs is kept apart, which search_damping needs; costs memory
@@ -26,7 +26,7 @@ class GPTQLayer : public torch::CustomClassHolder {
 
   /// Adds inputs to the running Hessian H = 2/n Σ x xᵀ over all n input vectors seen, whichever way they were batched.
   /// n counts vectors (tokens), not sequences. Anything wrong throws and leaves what was gathered as it was.
-  /// @param input floating point [K] or [..., K], finite, on the CPU
+  /// @param input floating point [K] or [..., K], finite, on the device of the weight, where the sums are kept too
   /// @param float_input the inputs of the same layer in the float model, in the same shape, where input comes from a
   ///        model whose earlier layers are quantized: gathers the drift, see LayerStatistics. With every batch or none.
   /// @param token_weights floating point, integer or bool [...]: how much each vector counts, at least 0, such as an

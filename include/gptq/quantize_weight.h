@@ -52,7 +52,8 @@ struct QuantizeOptions {
 };
 
 /// What the inputs of a layer tell about it. Its n inputs are x̂; behind other quantized layers they are not the inputs
-/// x of the float model. All are floating point on the CPU and finite; an undefined tensor is not known.
+/// x of the float model. All are floating point, finite and on the device of the weight; an undefined tensor is not
+/// known.
 struct LayerStatistics {
   at::Tensor hessian;       ///< [K, K], symmetric positive semidefinite: H = 2/n Σ x̂ x̂ᵀ
   at::Tensor drift;         ///< [K, K]: D = 2/n Σ (x - x̂) x̂ᵀ
@@ -131,7 +132,9 @@ struct QuantizeResult {
 /// Arithmetic is float32, float64 for a float64 weight. The codes of a row depend neither on the other rows nor on
 /// block size or number of threads.
 ///
-/// @param weight floating point [N, K] on the CPU, finite
+/// A weight on a CUDA device is copied to the CPU, quantized there, and the result copied back.
+///
+/// @param weight floating point [N, K] on the CPU or a CUDA device, finite
 /// @param statistics the Hessian may be undefined only in mode "rtn", where it is read for the report alone
 /// @throws c10::Error naming the argument, the requirement and the value received. The arguments are never changed.
 QuantizeResult quantize_weight(const at::Tensor& weight, const LayerStatistics& statistics,

@@ -164,6 +164,7 @@ TEST(GPTQLayer, BadInputThrowsAndChangesNothing) {
     expect(at::full({2, 6}, 1e19), "add_batch: input is too large");
     expect(at::ones({4, 7}), "input must be [..., K] = [..., 6], got [4, 7]");
     expect(at::ones({}), "got []");
+    expect(at::ones({4, 6}, at::kMeta), "input must be on the device of the weight, cpu, got meta");
     expect(at::ones({4, 6}, at::kInt), "input must be floating point, got Int");
   }
 }

@@ -443,6 +443,18 @@ TEST(QuantizeWeight, FewSamplesAreRoundedToNearest) {
   EXPECT_TRUE(quantize_weight(layer.weight, statistics).report.too_few_samples);
 }
 
+TEST(QuantizeWeight, ComparesOnRequestAlone) {
+  const RandomLayer layer = random_layer(20, 30, 29);
+  QuantizeOptions options, alone;
+  alone.compare = false;
+  const QuantizeResult with = quantize_weight(layer.weight, layer.hessian, options);
+  const QuantizeResult without = quantize_weight(layer.weight, layer.hessian, alone);
+  EXPECT_TRUE(with.codes.equal(without.codes) && with.scales.equal(without.scales));
+  EXPECT_EQ(with.report.loss, without.report.loss);
+  EXPECT_LT(with.report.loss, with.report.rtn_loss);
+  EXPECT_TRUE(std::isnan(without.report.rtn_loss) && std::isnan(without.report.relative_error));
+}
+
 TEST(QuantizeWeight, RejectsBadTensors) {
   const RandomLayer layer = random_layer(4, 6, 26);
   const at::Tensor weight = layer.weight, hessian = layer.hessian;
@@ -450,6 +462,8 @@ TEST(QuantizeWeight, RejectsBadTensors) {
   expect_error(at::empty({0, 6}), hessian, "got [0, 6]");
   expect_error(weight.to(at::kInt), hessian, "weight must be floating point, got Int");
   expect_error(weight, at::Tensor(), "hessian is required in mode \"default\"");
+  expect_error(weight.to(at::kMeta), hessian, "weight must be on the CPU or a CUDA device, got meta");
+  expect_error(weight, hessian.to(at::kMeta), "hessian must be on the device of the weight, cpu, got meta");
   expect_error(weight, hessian.narrow(0, 0, 5), "hessian must be [K, K] = [6, 6], got [5, 6]");
   expect_error(weight, at::eye(7), "hessian must be [K, K] = [6, 6], got [7, 7]");
   expect_error(weight, hessian.to(at::kLong), "hessian must be floating point, got Long");

@@ -148,8 +148,10 @@ def quantize_weight(
 
     Below, x̂ are the layer's inputs, and x its inputs in the float model where earlier layers are quantized already.
 
+    A weight on a CUDA device is copied to the CPU, quantized there, and the result copied back.
+
     Args:
-        weight: floating point [N, K]; not changed.
+        weight: floating point [N, K] on the CPU or a CUDA device; not changed.
         hessian: floating point [K, K], symmetric positive semidefinite: 2 / n Σ x̂ x̂ᵀ, see GPTQLayer; None only in mode
             "rtn".
         bits: 2 to 8; only 4 can be packed.
@@ -196,7 +198,7 @@ class GPTQLayer:
     The same as torch.classes.gptq.GPTQLayer, which TorchScript and C++ can use too.
 
     Args:
-        weight: floating point [N, K], or [K, N] with conv1d, on the CPU; shared, not copied.
+        weight: floating point [N, K], or [K, N] with conv1d, on the CPU or a CUDA device; shared, not copied.
         bias: [N].
         conv1d: whether the weight is stored transposed, [K, N], as GPT-2's Conv1D does.
     """
