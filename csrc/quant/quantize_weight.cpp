@@ -113,34 +113,57 @@ int64_t guard_rows(const at::Tensor& weight, const at::Tensor& hessian, const So
   return rows.numel();
 }
 
-// The damping that does best on one half of the inputs when the other is fitted, on some of the rows. With drift the
-// loss is that of the outputs: 2/n Σ |W x - Q x̂|² less what does not depend on Q.
-double searched_damping(const at::Tensor& weight, const LayerStatistics& statistics, const Plan& plan) {
-  constexpr int64_t rows = 512;
-  const int64_t stride = std::max<int64_t>(1, weight.size(0) / rows);
-  const at::Tensor some = weight.slice(0, 0, c10::nullopt, stride).contiguous();
-  const at::Tensor fitted = statistics.hessian.mul(2).sub_(statistics.half_hessian);
-  fitted.diagonal().clamp_min_(0);
-  double best_loss = INFINITY, best = plan.damping;
+// One half of the inputs to fit and the other to judge by, on some of the rows.
+struct HeldOut {
+  at::Tensor weight;
+  LayerStatistics fitted;
+  LayerStatistics judge;
+
+  HeldOut(const at::Tensor& whole, const LayerStatistics& statistics) {
+    constexpr int64_t rows = 512;
+    weight = whole.slice(0, 0, c10::nullopt, std::max<int64_t>(1, whole.size(0) / rows)).contiguous();
+    judge.hessian = statistics.half_hessian;
+    judge.drift = statistics.half_drift;
+    fitted.hessian = statistics.hessian.mul(2).sub_(judge.hessian);
+    fitted.hessian.diagonal().clamp_min_(0);
+    fitted.drift = judge.drift.defined() ? statistics.drift.mul(2).sub_(judge.drift) : at::Tensor();
+  }
+
+  // With drift that of the outputs: 2/n Σ |W x - Q x̂|² less what does not depend on Q.
+  double loss(const Solution& solution) const {
+    const at::Tensor error = solution.error(weight);
+    const double own = quadratic_form(error, judge.hessian);
+    return judge.drift.defined()
+               ? own + 2 * product(weight, judge.drift.t()).mul_(error).sum(at::kDouble).item<double>()
+               : own;
+  }
+};
+
+// Sets the plan's damping to what does best on the held-out half, and drops refinement if it does worse there.
+void search_on_held_out(const at::Tensor& weight, const LayerStatistics& statistics, Plan& plan) {
+  const HeldOut half(weight, statistics);
+  double best = plan.damping, best_loss = INFINITY, refined_loss = INFINITY;
   for (const double multiple : kDampingFactors) {
     const double damping = multiple * plan.damping;
-    const Factor factor = factorise(fitted, sweep_order(fitted, plan.by_diagonal), damping);
-    at::Tensor target = some;
-    if (statistics.half_drift.defined()) {
-      const at::Tensor drift = statistics.drift.mul(2).sub_(statistics.half_drift);
-      target = moved_weight(some, drift, factor, plan.target_alpha);
-    }
-    const at::Tensor error = swept(target, factor, plan).error(some);
-    double loss = quadratic_form(error, statistics.half_hessian);
-    if (statistics.half_drift.defined()) {
-      loss += 2 * product(some, statistics.half_drift.t()).mul_(error).sum(at::kDouble).item<double>();
-    }
+    const Factor factor = factorise(half.fitted.hessian, sweep_order(half.fitted.hessian, plan.by_diagonal), damping);
+    const at::Tensor target = half.fitted.drift.defined()
+                                  ? moved_weight(half.weight, half.fitted.drift, factor, plan.target_alpha)
+                                  : half.weight;
+    Solution solution = swept(target, factor, plan);
+    const double loss = half.loss(solution);
     if (loss < best_loss) {
       best_loss = loss;
       best = damping;
+      if (plan.refine_sweeps > 0) {
+        refine(target, half.fitted.hessian, factor, plan, solution);
+        refined_loss = half.loss(solution);
+      }
     }
   }
-  return best;
+  plan.damping = best;
+  if (!(refined_loss < best_loss)) {
+    plan.refine_sweeps = 0;
+  }
 }
 
 void fill_report(const at::Tensor& weight, const LayerStatistics& statistics, const Factor& factor, const Plan& plan,
@@ -168,7 +191,7 @@ QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Pla
   Factor factor;
   if (plan.sweep) {
     if (plan.search_damping) {
-      plan.damping = searched_damping(weight, given, plan);
+      search_on_held_out(weight, given, plan);
     }
     factor = factorise(statistics.hessian, sweep_order(statistics.hessian, plan.by_diagonal), plan.damping);
     if (statistics.drift.defined()) {
@@ -183,6 +206,7 @@ QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Pla
     result.report.sweep_loss = solution.losses.sum().item<double>();
     if (plan.refine_sweeps > 0) {
       refine(target, statistics.hessian, factor, plan, solution);
+      result.report.refined = true;
     }
     if (plan.row_guard) {
       result.report.guarded_rows = guard_rows(target, statistics.hessian, nearest, solution);

@@ -10,6 +10,7 @@ c10::Dict<std::string, double> report_dict(const QuantizeReport& report) {
   dict.insert("relative_error", report.relative_error);
   dict.insert("rtn_relative_error", report.rtn_relative_error);
   dict.insert("sweep_loss", report.sweep_loss);
+  dict.insert("refined", report.refined ? 1.0 : 0.0);
   dict.insert("damping", report.damping);
   dict.insert("damping_escalations", static_cast<double>(report.damping_escalations));
   dict.insert("float64", report.float64 ? 1.0 : 0.0);

@@ -18,6 +18,7 @@ Json layer_json(const QuantizedLinear& layer) {
           {"rtn_relative_error", layer.report.rtn_relative_error},
           {"input_error", layer.input_error},
           {"sweep_loss", layer.report.sweep_loss},
+          {"refined", layer.report.refined},
           {"guarded_rows", layer.report.guarded_rows},
           {"too_few_samples", layer.report.too_few_samples},
           {"damping", layer.report.damping},

@@ -41,8 +41,8 @@ struct QuantizeOptions {
   /// Mode "default", where the mean of the inputs is known: leave the mean error of the outputs to the bias. Off here,
   /// since the caller has to add QuantizeResult::bias_shift to it; on in quantize_module and the driver, which do.
   bool correct_bias = false;
-  /// Mode "default", where the Hessian of half the inputs is known: choose between damping and several times damping
-  /// by the loss on the other half.
+  /// Mode "default", where the Hessian of half the inputs is known: choose between 1, 3 and 10 times damping, and
+  /// whether to refine, by the loss on that half when the other is fitted.
   bool search_damping = false;
   /// With fewer inputs the weight is rounded to nearest. Read where the number of inputs is known.
   int64_t min_samples = 1;
@@ -74,6 +74,7 @@ struct QuantizeReport {
   double relative_error = 0;        ///< sqrt(loss / tr(W H Wᵀ)): relative error of the layer's output
   double rtn_relative_error = 0;    ///< the same for round-to-nearest
   double sweep_loss = 0;            ///< after the sweep, before refinement and row guard
+  bool refined = false;             ///< whether there was refinement
   double damping = 0;               ///< damping in the end
   int64_t damping_escalations = 0;  ///< how often it had to be raised
   bool float64 = false;             ///< whether the factorisation ran in float64

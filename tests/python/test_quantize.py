@@ -74,7 +74,7 @@ def test_operator_equals_the_layer():
     assert result[3] == expected[3]
     assert set(result[3]) == {
         "loss", "rtn_loss", "relative_error", "rtn_relative_error", "sweep_loss", "guarded_rows",
-        "damping", "damping_escalations", "float64", "dead_columns", "too_few_samples",
+        "refined", "damping", "damping_escalations", "float64", "dead_columns", "too_few_samples",
     }  # fmt: skip
 
 

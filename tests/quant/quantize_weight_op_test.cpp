@@ -32,7 +32,7 @@ TEST(QuantizeWeightOp, ReturnsWhatTheFunctionReturns) {
   const auto report = stack[3].toGenericDict();
   EXPECT_EQ(report.at("loss").toDouble(), expected.report.loss);
   EXPECT_EQ(report.at("damping").toDouble(), expected.report.damping);
-  EXPECT_EQ(report.size(), 11);
+  EXPECT_EQ(report.size(), 12);
   EXPECT_TRUE(stack[4].toTensor().equal(expected.bias_shift));
   EXPECT_TRUE(stack[5].isNone());
 }

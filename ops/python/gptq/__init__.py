@@ -172,7 +172,8 @@ def quantize_weight(
         refine_sweeps: passes of coordinate descent over codes and scales after the sweep.
         row_guard: round rows to nearest that came out worse than that.
         correct_bias: leave the mean error of the output to the bias, which has to be shifted by bias_shift; needs mean.
-        search_damping: choose between 1, 3 and 10 times damping by the loss on half of the inputs; needs half_hessian.
+        search_damping: choose between 1, 3 and 10 times damping, and whether to refine, by the loss on half of the
+            inputs when the other half is fitted; needs half_hessian.
         mean: floating point [K], the mean of x̂.
         float_mean: floating point [K], the mean of x, if it is another.
         half_hessian: floating point [K, K], the Hessian of half of the same inputs.
