@@ -5,6 +5,7 @@ namespace gptq::tools {
 void add_bench_command(CLI::App& app) {
   CLI::App* sub = app.add_subcommand("bench", "Measure speed beside the peers, in one process");
   sub->require_subcommand(1);
+  add_bench_linear_command(*sub);
   add_bench_quantize_command(*sub);
 }
 

@@ -3,12 +3,9 @@
 #include <ATen/Parallel.h>
 #include <gptq/gptq_layer.h>
 
-#include <algorithm>
-#include <chrono>
-#include <functional>
-#include <map>
-#include <regex>
+#include <cmath>
 
+#include "tools/bench_common.h"
 #include "tools/commands.h"
 #include "tools/progress.h"
 #include "tools/published_gptq.h"
@@ -17,73 +14,20 @@
 namespace gptq::tools {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int64_t kTokens = 2048;    // of a batch that is added to a Hessian
 constexpr int64_t kPeakSide = 2048;  // of the product whose speed counts as the machine's peak
-constexpr double kGiga = 1e9;
 
 struct Shape {
   int64_t n, k;
-
-  static Shape parse(const std::string& text) {
-    std::smatch parts;
-    TORCH_CHECK(std::regex_match(text, parts, std::regex("([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")),
-                "--shapes: must be NxK with N and K from 1 to 999999, got ", text);
-    return {std::stoll(parts[1]), std::stoll(parts[2])};
-  }
 };
 
-/// Seconds of each contender, one for each round.
-using Times = std::map<std::string, std::vector<double>>;
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
-/// The contenders one after the other, round by round, so that all see the same machine; the first round warms up.
-Times interleave(const std::vector<std::pair<std::string, std::function<void()>>>& contenders, int64_t rounds) {
-  Times times;
-  for (int64_t round = 0; round <= rounds; ++round) {
-    for (const auto& [name, call] : contenders) {
-      const auto start = Clock::now();
-      call();
-      if (round > 0) {
-        times[name].push_back(std::chrono::duration<double>(Clock::now() - start).count());
-      }
-    }
-  }
-  return times;
-}
-
-Json spread(const std::vector<double>& values) {
-  return {{"median", median(values)},
-          {"least", *std::min_element(values.begin(), values.end())},
-          {"most", *std::max_element(values.begin(), values.end())}};
-}
-
-/// How many times faster than the peer, round by round.
-Json ratios(const Times& times, const std::string& peer) {
+/// How many times faster than the published steps each of the others is.
+Json ratios(const Times& times) {
   Json json;
   for (const auto& [name, seconds] : times) {
-    if (name != peer) {
-      std::vector<double> values;
-      values.reserve(seconds.size());
-      for (size_t round = 0; round < seconds.size(); ++round) {
-        values.push_back(times.at(peer)[round] / seconds[round]);
-      }
-      json[name] = spread(values);
+    if (name != "published") {
+      json[name] = spread(speedups(times, name, "published"));
     }
-  }
-  return json;
-}
-
-Json seconds_json(const Times& times) {
-  Json json;
-  for (const auto& [name, seconds] : times) {
-    json[name] = spread(seconds);
   }
   return json;
 }
@@ -147,9 +91,9 @@ Json BenchQuantize::measure(const Shape& shape) const {
   const double flops = k * k * k / 3 + n * k * k;
   Json result{{"shape", {shape.n, shape.k}},
               {"seconds", seconds_json(quantize)},
-              {"speedup", ratios(quantize, "published")},
+              {"speedup", ratios(quantize)},
               {"hessian_seconds", seconds_json(add_batch)},
-              {"hessian_speedup", ratios(add_batch, "published")["add_batch"]},
+              {"hessian_speedup", ratios(add_batch)["add_batch"]},
               {"sweep_gflops", flops / median(quantize.at("sweep")) / kGiga},
               {"peak_gflops", 2 * side * side * side / median(quantize.at("peak")) / kGiga}};
   result["speedup"].erase("peak");
@@ -170,7 +114,8 @@ void BenchQuantize::run() {
   std::vector<Shape> parsed;
   parsed.reserve(shapes.size());
   for (const std::string& shape : shapes) {
-    parsed.push_back(Shape::parse(shape));
+    const auto [n, k] = parse_shape(shape, "--shapes", "NxK");
+    parsed.push_back({n, k});
   }
   if (threads > 0) {
     at::set_num_threads(static_cast<int>(threads));

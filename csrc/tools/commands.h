@@ -7,6 +7,7 @@ namespace gptq::tools {
 // Each adds one subcommand to the driver. Its work is done when the arguments have been parsed; errors are thrown.
 void add_quantize_command(CLI::App& app);
 void add_bench_command(CLI::App& app);
+void add_bench_linear_command(CLI::App& bench);
 void add_bench_quantize_command(CLI::App& bench);
 void add_eval_command(CLI::App& app);
 void add_generate_command(CLI::App& app);

@@ -188,7 +188,7 @@ def test_bench_quantize_reports_ratios(gptq, tmp_path):
     assert [shape["shape"] for shape in report["shapes"]] == [[33, 65], [128, 64]]
     for shape in report["shapes"]:
         assert set(shape["seconds"]) == {"published", "sweep", "classic", "refined", "default", "peak"}
-        assert all(times["least"] <= times["median"] <= times["most"] for times in shape["seconds"].values())
+        assert all(times["p10"] <= times["median"] <= times["p90"] for times in shape["seconds"].values())
         assert set(shape["speedup"]) == {"sweep", "classic", "refined", "default"}
     refused(gptq("bench", "quantize", "--shapes", "0x3"), saying="--shapes: must be NxK")
 
