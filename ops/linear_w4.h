@@ -47,16 +47,22 @@ struct LinearW4Group {
   bool ends_span;
 };
 
+/// What x and y hold. 16-bit values are widened before and rounded, to nearest even, after the arithmetic above.
+enum class LinearW4Type : uint8_t { kF32, kBf16, kF16 };
+
 /// One product, as plain pointers. Nothing needs to be aligned beyond its element type.
 struct LinearW4Problem {
   int64_t m, n, k;
   int digits;              // 1, 2 or 3
-  const float* x;          // [m, k]
+  LinearW4Type type;       // of x and y
+  const void* x;           // [m][x_stride], of which k are read
+  int64_t x_stride;        // elements
+  const int32_t* order;    // [k], or null: column i of the product is column order[i] of x
   const uint8_t* packed;   // [ceil(n/16), ceil(k/8), 64]
   const uint16_t* scales;  // f16 bits [weight groups, n]
   const uint8_t* zeros;    // [weight groups, n], or null: 8 everywhere
   const float* bias;       // [n] or null
-  float* y;                // [m, n]
+  void* y;                 // [m, n]
   const LinearW4Group* groups;
   int64_t n_groups;
 

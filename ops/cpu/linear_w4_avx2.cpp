@@ -146,6 +146,37 @@ struct Avx2 {
     const auto* vectors = reinterpret_cast<const __m128i*>(from);
     return {{_mm256_cvtph_ps(_mm_loadu_si128(vectors)), _mm256_cvtph_ps(_mm_loadu_si128(vectors + 1))}};
   }
+  static Float load_bf16(const uint16_t* from, int64_t count) {
+    uint16_t tail[16] = {};
+    if (count < 16) from = static_cast<uint16_t*>(__builtin_memcpy(tail, from, sizeof(*from) * count));
+    const auto widen = [&](int half) {
+      const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + half);
+      return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    };
+    return {{widen(0), widen(1)}};
+  }
+  static void store_halves(uint16_t* to, __m128i first, __m128i second, int64_t count) {
+    uint16_t tail[16];
+    uint16_t* at = count < 16 ? tail : to;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), first);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at) + 1, second);
+    if (count < 16) __builtin_memcpy(to, tail, sizeof(*to) * count);
+  }
+  static void store_f16(uint16_t* to, Float value, int64_t count) {
+    store_halves(to, _mm256_cvtps_ph(value.half[0], _MM_FROUND_TO_NEAREST_INT),
+                 _mm256_cvtps_ph(value.half[1], _MM_FROUND_TO_NEAREST_INT), count);
+  }
+  static __m128i round_to_bf16(__m256 value) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i result = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1));
+  }
+  static void store_bf16(uint16_t* to, Float value, int64_t count) {
+    store_halves(to, round_to_bf16(value.half[0]), round_to_bf16(value.half[1]), count);
+  }
   static Float load(const float* from, int64_t count) {
     float tail[16] = {};
     if (count < 16) from = static_cast<float*>(__builtin_memcpy(tail, from, sizeof(*from) * count));

@@ -97,6 +97,21 @@ struct Avx512vnni {
   static Float load_f16(const uint16_t* from, int64_t count) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), from));
   }
+  static Float load_bf16(const uint16_t* from, int64_t count) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(count), from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  }
+  static void store_f16(uint16_t* to, Float value, int64_t count) {
+    _mm256_mask_storeu_epi16(to, mask(count), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store_bf16(uint16_t* to, Float value, int64_t count) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i result = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_mask_storeu_epi16(to, mask(count), _mm512_cvtepi32_epi16(result));
+  }
   static Float load(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), from); }
   static void store(float* to, Float value, int64_t count) { _mm512_mask_storeu_ps(to, mask(count), value); }
 };

@@ -41,14 +41,14 @@ constexpr int64_t kRowChunk = 32;         // rows whose digits stay in cache whi
 constexpr int64_t kColumnChunk = 4;       // blocks of 16 columns in one task
 constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which a second thread does not pay
 
-at::Tensor gather_columns(const at::Tensor& input, const at::Tensor& order) {
-  const at::Tensor index = order.contiguous();
-  const auto* columns = index.const_data_ptr<int32_t>();
-  const int64_t k = input.size(1);
+void check_columns(const int32_t* columns, int64_t k) {
   for (int64_t i = 0; i < k; ++i)
     TORCH_CHECK(columns[i] >= 0 && columns[i] < k, "linear_w4: input_order must hold columns in 0..", k - 1, ", got ",
                 columns[i], " at ", i);
-  return input.index_select(1, index);
+}
+
+LinearW4Type type_of(at::ScalarType dtype) {
+  return dtype == at::kFloat ? LinearW4Type::kF32 : dtype == at::kHalf ? LinearW4Type::kF16 : LinearW4Type::kBf16;
 }
 
 void run_row_block(const LinearW4Kernel& kernel, const LinearW4Problem& p) {
@@ -87,8 +87,9 @@ void run(const LinearW4Kernel& kernel, LinearW4Problem p, const std::vector<Line
   for (int64_t row = 0; row < total; row += kRowBlock) {
     p.m = std::min(kRowBlock, total - row);
     run_row_block(kernel, p);
-    p.x += p.m * p.k;
-    p.y += p.m * p.n;
+    const int64_t element = p.type == LinearW4Type::kF32 ? 4 : 2;
+    p.x = static_cast<const char*>(p.x) + p.m * p.x_stride * element;
+    p.y = static_cast<char*>(p.y) + p.m * p.n * element;
   }
 }
 
@@ -119,24 +120,29 @@ at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, const at::Tensor& 
   for (int64_t i = 0; i + 1 < input.dim(); ++i) p.m *= input.size(i);
   p.digits = linear_w4_digits(input.scalar_type(), compute);
 
-  at::Tensor x = input.reshape({p.m, p.k});
-  if (input_order) x = gather_columns(x, *input_order);
-  x = x.to(at::kFloat).contiguous();
+  at::Tensor x = input.dim() == 2 ? input : input.reshape({p.m, p.k});
+  if (x.stride(1) != 1) x = x.contiguous();
   const at::Tensor weights = packed.contiguous(), scale = scales.contiguous();
   const at::Tensor zero = zeros ? zeros->contiguous() : at::Tensor();
+  const at::Tensor order = input_order ? input_order->contiguous() : at::Tensor();
   const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
-  const at::Tensor y = at::empty({p.m, p.n}, at::kFloat);
-  p.x = x.const_data_ptr<float>();
+  at::DimVector shape(input.sizes());
+  shape.back() = p.n;
+  const at::Tensor y = at::empty(shape, input.options());
+  p.type = type_of(input.scalar_type());
+  p.x = x.const_data_ptr();
+  p.x_stride = x.stride(0);
+  if (input_order) {
+    p.order = order.const_data_ptr<int32_t>();
+    check_columns(p.order, p.k);
+  }
   p.packed = weights.const_data_ptr<uint8_t>();
   p.scales = reinterpret_cast<const uint16_t*>(scale.const_data_ptr<at::Half>());
   p.zeros = zeros ? zero.const_data_ptr<uint8_t>() : nullptr;
   p.bias = bias ? offset.const_data_ptr<float>() : nullptr;
-  p.y = y.mutable_data_ptr<float>();
+  p.y = y.mutable_data_ptr();
   if (p.m > 0 && p.n > 0) run(*level.kernel, p, linear_w4_groups(p.k, group_size));
-
-  at::DimVector shape(input.sizes());
-  shape.back() = p.n;
-  return y.to(input.scalar_type()).view(shape);
+  return y;
 }
 
 TORCH_LIBRARY_IMPL(gptq, CPU, m) {

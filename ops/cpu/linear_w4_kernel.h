@@ -3,7 +3,7 @@
 //   rows(D), blocks(R, D)  largest register tile: rows of x, and blocks of 16 columns beside each other
 //   max_magnitude, split   step 2 of the arithmetic in linear_w4.h over whole vectors
 //   dot                    step 3, one activation group
-//   and the lane-wise operations that multiply_tile uses.
+//   and the lane-wise operations that split_group and multiply_tile use.
 // Everything is in an unnamed namespace: each kernel file is compiled for its own instruction set, and the linker must
 // not keep one file's copy for another.
 #pragma once
@@ -20,19 +20,42 @@ constexpr float digit_range(int digits) {
   return digits == 1 ? 127.0f : digits == 2 ? 32512.0f : 8323072.0f;
 }
 
-template <class Isa, int D>
-void split_group(const float* x, const LinearW4Group& group, int8_t* digits, float* scale, int32_t* sums) {
+template <class T>
+void copy_columns(const T* row, const int32_t* order, int64_t begin, int64_t width, T* to) {
+  if (order == nullptr) {
+    __builtin_memcpy(to, row + begin, sizeof(T) * width);
+    return;
+  }
+  for (int64_t i = 0; i < width; ++i) to[i] = row[order[begin + i]];
+}
+
+// The group's values from the start of its first atom on, zero outside the group, in padded if not as they lie in x.
+template <class Isa>
+const float* group_values(const LinearW4Problem& p, int64_t row, const LinearW4Group& group, float* padded) {
   const int64_t offset = group.begin - kAtomColumns * group.first_atom;
   const int64_t width = group.end - group.begin;
-  const int64_t vectors = (group.atoms + 1) / 2;
-  float padded[kPaddedGroup];
-  const float* source = x + group.begin;
-  if (offset != 0 || width % 16 != 0) {
-    __builtin_memset(padded, 0, sizeof(padded));
-    __builtin_memcpy(padded + offset, source, sizeof(float) * width);
-    source = padded;
+  if (p.type == LinearW4Type::kF32) {
+    const float* x = static_cast<const float*>(p.x) + row * p.x_stride;
+    if (p.order == nullptr && offset == 0 && width % 16 == 0) return x + group.begin;
+    __builtin_memset(padded, 0, sizeof(float) * kPaddedGroup);
+    copy_columns(x, p.order, group.begin, width, padded + offset);
+    return padded;
   }
+  uint16_t halves[kPaddedGroup] = {};
+  copy_columns(static_cast<const uint16_t*>(p.x) + row * p.x_stride, p.order, group.begin, width, halves + offset);
+  for (int64_t i = 0; i < kPaddedGroup; i += 16) {
+    const auto values = p.type == LinearW4Type::kBf16 ? Isa::load_bf16(halves + i, 16) : Isa::load_f16(halves + i, 16);
+    Isa::store(padded + i, values, 16);
+  }
+  return padded;
+}
 
+template <class Isa, int D>
+void split_group(const LinearW4Problem& p, int64_t row, const LinearW4Group& group, int8_t* digits, float* scale,
+                 int32_t* sums) {
+  const int64_t vectors = (group.atoms + 1) / 2;
+  alignas(64) float padded[kPaddedGroup];
+  const float* source = group_values<Isa>(p, row, group, padded);
   const uint32_t bits = Isa::max_magnitude(source, vectors);
   float magnitude;
   __builtin_memcpy(&magnitude, &bits, sizeof(bits));
@@ -55,7 +78,7 @@ void split_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {
     for (int64_t g = 0; g < p.n_groups; ++g) {
       const LinearW4Group& group = p.groups[g];
       const int64_t at = row * p.n_groups + g;
-      split_group<Isa, D>(p.x + row * p.k, group, digits + group.digit_atom * D * kAtomColumns, p.x_scales + at,
+      split_group<Isa, D>(p, row, group, digits + group.digit_atom * D * kAtomColumns, p.x_scales + at,
                           p.x_sums + at * D);
     }
   }
@@ -69,6 +92,18 @@ inline typename Isa::Float combine_digits(const typename Isa::Int (&j)[D]) {
     return Isa::fma(Isa::to_float(j[0]), Isa::broadcast(0x1p-8f), Isa::to_float(j[1]));
   } else {
     return Isa::fma(Isa::to_float(Isa::shift8_add(j[1], j[0])), Isa::broadcast(0x1p-16f), Isa::to_float(j[2]));
+  }
+}
+
+template <class Isa>
+inline void store_outputs(const LinearW4Problem& p, int64_t at, typename Isa::Float values, int64_t count) {
+  switch (p.type) {
+    case LinearW4Type::kF32:
+      return Isa::store(static_cast<float*>(p.y) + at, values, count);
+    case LinearW4Type::kBf16:
+      return Isa::store_bf16(static_cast<uint16_t*>(p.y) + at, values, count);
+    case LinearW4Type::kF16:
+      return Isa::store_f16(static_cast<uint16_t*>(p.y) + at, values, count);
   }
 }
 
@@ -122,7 +157,7 @@ void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
     for (int c = 0; c < C; ++c) {
       const int64_t to = column + c * kAtomRows;
       if (p.bias) y[r][c] = Isa::add(y[r][c], Isa::load(p.bias + to, lanes(c)));
-      Isa::store(p.y + (row + r) * p.n + to, y[r][c], lanes(c));
+      store_outputs<Isa>(p, (row + r) * p.n + to, y[r][c], lanes(c));
     }
 }
 

@@ -82,6 +82,33 @@ struct Scalar {
     return value;
   }
 
+  static uint32_t bits_of(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof(bits));
+    return bits;
+  }
+
+  static uint16_t f32_to_f16(float value) {
+    const uint32_t sign = bits_of(value) >> 31 << 15, bits = bits_of(value) & 0x7fffffff;
+    if (bits > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+    if (bits >= bits_of(65520.0f)) return static_cast<uint16_t>(sign | 0x7c00);
+    if (bits < bits_of(0x1p-14f))
+      return static_cast<uint16_t>(sign | static_cast<uint32_t>(__builtin_lrintf(__builtin_fabsf(value) * 0x1p24f)));
+    return static_cast<uint16_t>(sign | ((bits + 0x0fff + ((bits >> 13) & 1) - ((127u - 15) << 23)) >> 13));
+  }
+
+  static uint16_t f32_to_bf16(float value) {
+    const uint32_t bits = bits_of(value);
+    return static_cast<uint16_t>(value == value ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0);
+  }
+
+  static float bf16_to_f32(uint16_t half) {
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+
   template <class Result, class Function>
   static Result each(Function function) {
     Result result;
@@ -118,6 +145,15 @@ struct Scalar {
   }
   static Float load_f16(const uint16_t* from, int64_t count) {
     return each<Float>([=](int i) { return i < count ? f16_to_f32(from[i]) : 0.0f; });
+  }
+  static Float load_bf16(const uint16_t* from, int64_t count) {
+    return each<Float>([=](int i) { return i < count ? bf16_to_f32(from[i]) : 0.0f; });
+  }
+  static void store_f16(uint16_t* to, const Float& value, int64_t count) {
+    for (int i = 0; i < count; ++i) to[i] = f32_to_f16(value.lane[i]);
+  }
+  static void store_bf16(uint16_t* to, const Float& value, int64_t count) {
+    for (int i = 0; i < count; ++i) to[i] = f32_to_bf16(value.lane[i]);
   }
   static Float load(const float* from, int64_t count) {
     return each<Float>([=](int i) { return i < count ? from[i] : 0.0f; });

@@ -139,5 +139,47 @@ TEST(LinearW4Bits, AColumnDoesNotDependOnItsNeighbours) {
   }
 }
 
+// Values that 16-bit outputs round to: ties, both ends of the range, numbers below the normal ones.
+at::Tensor scaled_rows(int64_t m, int64_t k, at::ScalarType dtype) {
+  at::Tensor x = varied_input(m, k, 41).clamp(-6e4, 6e4);
+  for (int64_t row = 7; row < m; ++row) x[row] *= std::pow(10.0, static_cast<double>(row % 14) - 9);
+  return x.to(dtype);
+}
+
+// What a 16-bit input gives is what two digits of the widened input give, rounded.
+TEST(LinearW4Bits, HalfInputsAreWidenedAndResultsRounded) {
+  for (const auto& shape : {shapes::Linear{40, 300, 35, 64}, {9, 129, 17, 43}, {1, 8, 1, 128}, {23, 1031, 16, -1}}) {
+    const W4Weight weight = random_w4_weight(shape.n, shape.k, shape.group_size, true, 42);
+    const at::Tensor bias = at::randn({shape.n});
+    for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+      const at::Tensor x = scaled_rows(shape.m, shape.k, dtype);
+      for (const auto& level : linear_w4_cpu_levels()) {
+        const at::Tensor y = run_at(level, x, weight, bias, "exact");
+        const at::Tensor expected = run_at(level, x.to(at::kFloat), weight, bias, "bf16").to(dtype);
+        EXPECT_EQ(y.scalar_type(), dtype);
+        EXPECT_TRUE(same_bits(y.to(at::kFloat), expected.to(at::kFloat))) << level.name << " " << name(shape) << dtype;
+      }
+    }
+  }
+}
+
+TEST(LinearW4Bits, InputOrderAndStridesAreReadInPlace) {
+  const W4Weight weight = random_w4_weight(35, 203, 50, true, 43);
+  const at::Tensor order = at::randperm(203).to(at::kInt);
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const at::Tensor wide = scaled_rows(12, 220, dtype), x = wide.slice(1, 5, 208).slice(0, 0, 12, 2);
+    for (const auto& level : linear_w4_cpu_levels()) {
+      const auto run = [&](const at::Tensor& input, const std::optional<at::Tensor>& columns) {
+        return linear_w4_cpu_at_level(level, input, weight.packed, weight.scales, weight.zeros, {}, columns, 50,
+                                      "exact")
+            .to(at::kFloat);
+      };
+      EXPECT_TRUE(same_bits(run(x, {}), run(x.contiguous(), {}))) << level.name << dtype;
+      EXPECT_TRUE(same_bits(run(x, order), run(x.index_select(1, order), {}))) << level.name << dtype;
+      EXPECT_TRUE(same_bits(run(x.t().contiguous().t(), {}), run(x.contiguous(), {}))) << level.name << dtype;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace gptq
