@@ -82,6 +82,7 @@ struct LinearW4Kernel {
 
 extern const LinearW4Kernel kLinearW4Scalar;
 extern const LinearW4Kernel kLinearW4Avx2;
+extern const LinearW4Kernel kLinearW4AvxVnni;
 extern const LinearW4Kernel kLinearW4Avx512vnni;
 
 }  // namespace gptq

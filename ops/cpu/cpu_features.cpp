@@ -30,13 +30,16 @@ uint32_t detect() {
   features |= (ecx & kFma ? kCpuFma : 0) | (ecx & kF16c ? kCpuF16c : 0);
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
   add(ebx, 5, kCpuAvx2);
+  const uint32_t structured = ebx, more = ecx;
+  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) eax = 0;
+  add(eax, 4, kCpuAvxVnni);
   if ((state & kZmm) != kZmm) return features;
-  add(ebx, 16, kCpuAvx512f);
-  add(ebx, 17, kCpuAvx512dq);
-  add(ebx, 30, kCpuAvx512bw);
-  add(ebx, 31, kCpuAvx512vl);
-  add(ecx, 11, kCpuAvx512vnni);
-  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) add(eax, 5, kCpuAvx512bf16);
+  add(structured, 16, kCpuAvx512f);
+  add(structured, 17, kCpuAvx512dq);
+  add(structured, 30, kCpuAvx512bw);
+  add(structured, 31, kCpuAvx512vl);
+  add(more, 11, kCpuAvx512vnni);
+  add(eax, 5, kCpuAvx512bf16);
   return features;
 }
 #else

@@ -16,6 +16,7 @@ inline constexpr uint32_t kCpuAvx512vl = 1u << 5;
 inline constexpr uint32_t kCpuAvx512dq = 1u << 6;
 inline constexpr uint32_t kCpuAvx512vnni = 1u << 7;
 inline constexpr uint32_t kCpuAvx512bf16 = 1u << 8;
+inline constexpr uint32_t kCpuAvxVnni = 1u << 9;
 
 /// One entry of a priority list: the features that all have to be there.
 struct CpuLevel {

@@ -22,6 +22,7 @@ struct Candidate {
 constexpr Candidate kCandidates[] = {
     {{"avx512vnni", kCpuAvx512f | kCpuAvx512bw | kCpuAvx512vl | kCpuAvx512dq | kCpuAvx512vnni | kCpuFma | kCpuF16c},
      &kLinearW4Avx512vnni},
+    {{"avxvnni", kCpuAvxVnni | kCpuAvx2 | kCpuFma | kCpuF16c}, &kLinearW4AvxVnni},
     {{"avx2", kCpuAvx2 | kCpuFma | kCpuF16c}, &kLinearW4Avx2},
     {{"scalar", 0}, &kLinearW4Scalar},
 };
