@@ -8,6 +8,7 @@ namespace gptq::tools {
 void add_quantize_command(CLI::App& app);
 void add_bench_command(CLI::App& app);
 void add_bench_linear_command(CLI::App& bench);
+void add_bench_model_command(CLI::App& bench);
 void add_bench_quantize_command(CLI::App& bench);
 void add_eval_command(CLI::App& app);
 void add_generate_command(CLI::App& app);

@@ -107,7 +107,8 @@ inline void store_outputs(const LinearW4Problem& p, int64_t at, typename Isa::Fl
   }
 }
 
-template <class Isa, int D, int R, int C>
+// kTail: whether the last block has fewer than 16 columns.
+template <class Isa, int D, int R, int C, bool kTail>
 void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
   using Int = typename Isa::Int;
   using Float = typename Isa::Float;
@@ -115,7 +116,7 @@ void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
   const int64_t block_stride = (p.k + kAtomColumns - 1) / kAtomColumns * kAtomBytes;
   const uint8_t* weights = p.packed + block * block_stride;
   const int8_t* digits = p.x_digits + row * p.digit_stride;
-  const auto lanes = [&](int c) { return p.n - column - c * kAtomRows < 16 ? p.n - column - c * kAtomRows : 16; };
+  const auto lanes = [&](int c) { return kTail ? p.n - column - c * kAtomRows : kAtomRows; };
 
   Float y[R][C], partial[R][C];
   for (int r = 0; r < R; ++r)
@@ -167,10 +168,12 @@ void multiply_row_tile(const LinearW4Problem& p, int64_t row, int64_t rows, int6
     if (rows < R) return multiply_row_tile<Isa, D, R - 1>(p, row, rows, block, block_end);
   }
   constexpr int C = Isa::blocks(R, D);
-  for (; block + C <= block_end; block += C) multiply_tile<Isa, D, R, C>(p, row, block);
+  const int64_t full = p.n / kAtomRows, full_end = block_end < full ? block_end : full;
+  for (; block + C <= full_end; block += C) multiply_tile<Isa, D, R, C, false>(p, row, block);
   if constexpr (C > 1) {
-    for (; block < block_end; ++block) multiply_tile<Isa, D, R, 1>(p, row, block);
+    for (; block < full_end; ++block) multiply_tile<Isa, D, R, 1, false>(p, row, block);
   }
+  if (block < block_end) multiply_tile<Isa, D, R, 1, true>(p, row, block);
 }
 
 template <class Isa, int D>

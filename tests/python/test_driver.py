@@ -193,6 +193,43 @@ def test_bench_quantize_reports_ratios(gptq, tmp_path):
     refused(gptq("bench", "quantize", "--shapes", "0x3"), saying="--shapes: must be NxK")
 
 
+@pytest.mark.parametrize("regime", ["hot", "dram"])
+def test_bench_linear_reports_ratios_and_errors(gptq, tmp_path, regime):
+    result = gptq(
+        *["bench", "linear", "--shapes", "33x65,128x64", "--tokens", "1,5", "--rounds", "3"],
+        *["--regime", regime, "--dram-megabytes", "1", "--json", tmp_path / "bench.json"],
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["regime"] == regime
+    shapes = [(run["k"], run["n"], run["m"]) for run in report["results"]]
+    assert shapes == [(33, 65, 1), (33, 65, 5), (128, 64, 1), (128, 64, 5)]
+    for run in report["results"]:
+        assert set(run["seconds"]) == {"exact", "int8", "torch", "exact bf16", "torch bf16", "read"}
+        assert set(run["speedup"]) == {"exact", "int8", "exact bf16"}
+        # 24 bits against the 24 of float32, and 8 bits: rounding to 1/127 of a group's maximum.
+        assert run["error"]["exact"] < 1e-6
+        assert 1e-4 < run["error"]["int8"] < 0.05
+        assert run["error"]["exact bf16"] < 0.01
+    refused(gptq("bench", "linear", "--shapes", "8"), saying="--shapes: must be KxN")
+
+
+def test_bench_model_reports_tokens_per_second(gptq, quantized, demo_model, tmp_path):
+    model, _ = quantized
+    short = ["--prefill-tokens", "16", "--prompt-tokens", "8", "--decode-tokens", "4", "--rounds", "2"]
+    path = tmp_path / "bench.json"
+    result = gptq("bench", "model", model, "--reference", demo_model, *short, "--json", path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(path.read_text())
+    assert report["prefill"]["tokens"] == 16
+    assert report["decode"]["tokens"] == 4
+    for phase in ("prefill", "decode"):
+        assert report[phase]["float_tokens_per_second"] > 0
+        assert report[phase]["speedup"]["median"] > 0
+    too_long = gptq("bench", "model", model, "--reference", demo_model, "--prefill-tokens", "100000")
+    refused(too_long, saying="--prefill-tokens: must fit the context length")
+
+
 def test_the_seed_decides_the_model(gptq, demo_model, text, tmp_path):
     for name, seed in (("a", "7"), ("b", "7"), ("c", "8")):
         result = gptq(
