@@ -190,6 +190,7 @@ def test_bench_quantize_reports_ratios(gptq, tmp_path):
         assert set(shape["seconds"]) == {"published", "sweep", "classic", "refined", "default", "peak"}
         assert all(times["p10"] <= times["median"] <= times["p90"] for times in shape["seconds"].values())
         assert set(shape["speedup"]) == {"sweep", "classic", "refined", "default"}
+        assert min(shape["sweep_gflops"], shape["hessian_gflops"], shape["peak_gflops"]) > 0
     refused(gptq("bench", "quantize", "--shapes", "0x3"), saying="--shapes: must be NxK")
 
 
