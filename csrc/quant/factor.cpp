@@ -10,6 +10,8 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <tuple>
+#include <utility>
 
 #include "quant/cholesky.h"
 #include "quant/product.h"
@@ -74,9 +76,9 @@ void gather_scaled(const at::Tensor& hessian, const at::Tensor& order, const at:
 }
 
 // The Cholesky factor of the matrix with unit diagonal D Hd D, D = diag(Hd)^-1/2, in reversed sweep order; undefined
-// if there is none good enough.
-at::Tensor reversed_cholesky(const at::Tensor& hessian, const at::Tensor& order, const at::Tensor& diagonal,
-                             at::ScalarType dtype) {
+// if there is none good enough. Also the matrix, whose memory is free to use now: fresh pages are dear.
+std::pair<at::Tensor, at::Tensor> reversed_cholesky(const at::Tensor& hessian, const at::Tensor& order,
+                                                    const at::Tensor& diagonal, at::ScalarType dtype) {
   const at::Tensor reversed = order.flip(0);
   const at::Tensor scale = diagonal.index_select(0, reversed).rsqrt_().to(dtype);
   at::Tensor matrix = at::empty(hessian.sizes(), dtype);
@@ -88,7 +90,7 @@ at::Tensor reversed_cholesky(const at::Tensor& hessian, const at::Tensor& order,
     gather_scaled<double, double>(hessian, reversed, scale, matrix);
   }
   const at::Tensor lower = cholesky(matrix);
-  return lower.defined() && reproduces(lower, matrix) ? lower : at::Tensor();
+  return {lower.defined() && reproduces(lower, matrix) ? lower : at::Tensor(), matrix};
 }
 
 // Row k of the multipliers is column K-1-k of L upside down, without the equilibration, over its entry on the diagonal.
@@ -117,9 +119,10 @@ void fill_multipliers(const at::Tensor& lower, const at::Tensor& root, at::Tenso
   });
 }
 
-void fill_factor(const at::Tensor& lower, const at::Tensor& diagonal, at::ScalarType dtype, Factor& factor) {
+void fill_factor(const at::Tensor& lower, const at::Tensor& diagonal, const at::Tensor& spare, at::ScalarType dtype,
+                 Factor& factor) {
   const at::Tensor root = diagonal.index_select(0, factor.order).sqrt_();
-  factor.multipliers = at::empty(lower.sizes(), dtype);
+  factor.multipliers = spare.scalar_type() == dtype ? spare : at::empty(lower.sizes(), dtype);
   if (dtype == at::kDouble) {
     fill_multipliers<double, double>(lower, root, factor.multipliers);
   } else if (lower.scalar_type() == at::kDouble) {
@@ -139,16 +142,16 @@ Factor factorise(const at::Tensor& hessian, const at::Tensor& order, double damp
   factor.float64 = hessian.scalar_type() == at::kDouble;
   while (true) {
     const at::Tensor diagonal = damped_diagonal(hessian, factor.damping);
-    at::Tensor lower;
+    at::Tensor lower, matrix;
     if (!factor.float64) {
-      lower = reversed_cholesky(hessian, order, diagonal, at::kFloat);
+      std::tie(lower, matrix) = reversed_cholesky(hessian, order, diagonal, at::kFloat);
     }
     if (!lower.defined()) {
       factor.float64 = true;
-      lower = reversed_cholesky(hessian, order, diagonal, at::kDouble);
+      std::tie(lower, matrix) = reversed_cholesky(hessian, order, diagonal, at::kDouble);
     }
     if (lower.defined()) {
-      fill_factor(lower, diagonal, hessian.scalar_type(), factor);
+      fill_factor(lower, diagonal, matrix, hessian.scalar_type(), factor);
       factor.added = diagonal.sub(hessian.diagonal()).index_select(0, order);
       return factor;
     }
