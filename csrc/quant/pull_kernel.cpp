@@ -50,18 +50,57 @@ GPTQ_INLINE void pull_tile(const T* matrix, int64_t stride, const T* columns, in
   }
 }
 
+constexpr int64_t kLine = 64;  // bytes
+
+// What the next panel reads of kRows rows of the matrix: too far apart for the processor to see coming.
+template <int64_t kRows, typename T>
+GPTQ_INLINE void prefetch_rows(const T* matrix, int64_t stride) {
+  constexpr int64_t step = kLine / sizeof(T);
+  for (int64_t row = 0; row < kRows; ++row) {
+    for (int64_t j = 0; j < kPanel; j += step) {
+      __builtin_prefetch(matrix + row * stride + j, 0, 2);
+    }
+  }
+}
+
+// Parts [from, to) of count of the next panel's columns.
+template <typename T>
+GPTQ_INLINE void prefetch_columns(const T* columns, int64_t from, int64_t to, int64_t count) {
+  constexpr int64_t lines = kPanel * kStripBytes / kLine, step = kLine / sizeof(T);
+  for (int64_t line = lines * from / count; line < lines * to / count; ++line) {
+    __builtin_prefetch(columns + line * step, 0, 2);
+  }
+}
+
+// The columns that are left, at most kMost.
+template <typename Shape, int64_t kMost, typename T>
+GPTQ_INLINE void pull_rest(const T* matrix, int64_t stride, const T* columns, int64_t width, int64_t count,
+                           T* targets) {
+  if constexpr (kMost > 0) {
+    if (count == kMost) {
+      pull_tile<Shape, kMost>(matrix, stride, columns, width, targets);
+    } else {
+      pull_rest<Shape, kMost - 1>(matrix, stride, columns, width, count, targets);
+    }
+  }
+}
+
+// more: whether a panel follows.
 template <typename Shape, typename T>
-GPTQ_INLINE void pull_panel(const T* matrix, int64_t stride, const T* columns, int64_t width, int64_t count,
+GPTQ_INLINE void pull_panel(const T* matrix, int64_t stride, const T* columns, int64_t width, int64_t count, bool more,
                             T* targets) {
   constexpr int64_t rows = kStripBytes / sizeof(T), lanes = Shape::kVectors * Shape::kBytes / sizeof(T);
   for (int64_t lane = 0; lane < rows; lane += lanes) {
     int64_t c = 0;
     for (; c + Shape::kColumns <= count; c += Shape::kColumns) {
+      if (more && lane == 0) {
+        prefetch_rows<Shape::kColumns>(matrix + c * stride + kPanel, stride);
+        prefetch_columns(columns + kPanel * rows, c, c + Shape::kColumns, count);
+      }
       pull_tile<Shape, Shape::kColumns>(matrix + c * stride, stride, columns + lane, width, targets + c * rows + lane);
     }
-    for (; c < count; ++c) {
-      pull_tile<Shape, 1>(matrix + c * stride, stride, columns + lane, width, targets + c * rows + lane);
-    }
+    pull_rest<Shape, Shape::kColumns - 1>(matrix + c * stride, stride, columns + lane, width, count - c,
+                                          targets + c * rows + lane);
   }
 }
 
@@ -70,8 +109,8 @@ GPTQ_INLINE void pull_all(const T* matrix, int64_t stride, const T* columns, int
                           T* targets) {
   constexpr int64_t rows = kStripBytes / sizeof(T);
   for (int64_t j = from; j < to; j += kPanel) {
-    const int64_t width = to - j < kPanel ? to - j : kPanel;
-    pull_panel<Shape>(matrix + j, stride, columns + j * rows, width, count, targets);
+    const bool more = to - j > kPanel;
+    pull_panel<Shape>(matrix + j, stride, columns + j * rows, more ? kPanel : to - j, count, more, targets);
   }
 }
 

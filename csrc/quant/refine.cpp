@@ -6,6 +6,8 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <functional>
+#include <vector>
 
 #include "quant/refine_kernel.h"
 #include "quant/strips.h"
@@ -13,7 +15,12 @@
 namespace gptq {
 namespace {
 
-// What a thread needs for one strip at a time.
+// Strips that a thread refines side by side, so that each part of the Hessian is read once for all of them, and the
+// columns at a time that they pull then.
+constexpr int64_t kTogether = 4;
+constexpr int64_t kPulled = 512;
+
+// What a thread needs for one strip.
 struct Buffers {
   at::Tensor errors, levels, gradients, changes, losses;
 };
@@ -30,10 +37,21 @@ class Refiner {
   void run(int64_t sweeps, bool fit_scales, at::Tensor& codes, at::Tensor& losses) const {
     at::parallel_for(0, strip_count<T>(n_), 1, [&](int64_t begin, int64_t end) {
       const auto columns = [&](int64_t count) { return at::empty({count, kRows}, weight_.options()); };
-      const Buffers buffers{columns(k_), columns(k_), columns(grid_.group_size), columns(grid_.group_size), columns(1)};
-      for (int64_t s = begin; s < end; ++s) {
-        refine_strip(s, sweeps, fit_scales, buffers, codes.data_ptr<uint8_t>() + s * kRows * k_,
-                     losses.data_ptr<double>() + s * kRows);
+      std::vector<Buffers> buffers;
+      for (int64_t i = 0; i < std::min(kTogether, end - begin); ++i) {
+        buffers.push_back({columns(k_), columns(k_), columns(grid_.group_size), columns(grid_.group_size), columns(1)});
+      }
+      for (int64_t first = begin; first < end; first += kTogether) {
+        const int64_t last = std::min(first + kTogether, end);
+        for (int64_t s = first; s < last; ++s) {
+          load(s, codes, buffers[s - first]);
+        }
+        for (int64_t step = 0; step < sweeps; ++step) {
+          refine_strips(first, last, fit_scales, buffers);
+        }
+        for (int64_t s = first; s < last; ++s) {
+          store(s, buffers[s - first], codes, losses);
+        }
       }
     });
   }
@@ -43,40 +61,68 @@ class Refiner {
  private:
   static constexpr int64_t kRows = kStripRows<T>;
 
-  void refine_strip(int64_t s, int64_t sweeps, bool fit_scales, const Buffers& buffers, uint8_t* codes,
-                    double* losses) const {
-    const int64_t rows = std::min(kRows, n_ - s * kRows);
-    T* errors = buffers.errors.data_ptr<T>();
-    T* levels = buffers.levels.data_ptr<T>();
-    load_strip(weight_.const_data_ptr<T>() + s * kRows * k_, rows, k_, k_, errors, [](T weight) { return weight; });
-    load_strip(codes, rows, k_, k_, levels, [](uint8_t code) { return static_cast<T>(code); });
-    buffers.losses.zero_();
+  int64_t rows_of(int64_t s) const { return std::min(kRows, n_ - s * kRows); }
+
+  // Calls body(column, its scales, its zero points) for every column of a strip.
+  template <typename Body>
+  void for_each_column(int64_t s, const Body& body) const {
     for (int64_t k = 0; k < k_; ++k) {
       const int64_t group = k / grid_.group_size;
-      const T* scales = strip_data<T>(scales_, s) + group * kRows;
-      const T* zeros = strip_data<T>(zeros_, s) + group * kRows;
+      body(k, strip_data<T>(scales_, s) + group * kRows, strip_data<T>(zeros_, s) + group * kRows);
+    }
+  }
+
+  void load(int64_t s, const at::Tensor& codes, const Buffers& buffers) const {
+    T* errors = buffers.errors.data_ptr<T>();
+    T* levels = buffers.levels.data_ptr<T>();
+    load_strip(weight_.const_data_ptr<T>() + s * kRows * k_, rows_of(s), k_, k_, errors,
+               [](T weight) { return weight; });
+    load_strip(codes.const_data_ptr<uint8_t>() + s * kRows * k_, rows_of(s), k_, k_, levels,
+               [](uint8_t code) { return static_cast<T>(code); });
+    buffers.losses.zero_();
+    for_each_column(s, [&](int64_t k, const T* scales, const T* zeros) {
       for (int64_t row = 0; row < kRows; ++row) {
         levels[k * kRows + row] -= zeros[row];
         errors[k * kRows + row] -= levels[k * kRows + row] * scales[row];
       }
+    });
+  }
+
+  void load_gradients(int64_t first, int64_t count, size_t strips, const std::vector<Buffers>& buffers) const {
+    for (size_t i = 0; i < strips; ++i) {
+      std::fill_n(buffers[i].gradients.data_ptr<T>(), count * kRows, T(0));
     }
-    for (int64_t step = 0; step < sweeps; ++step) {
-      for (int64_t first = 0, group = 0; first < k_; first += grid_.group_size, ++group) {
-        refine_group({k_, hessian_.const_data_ptr<T>(), damping_.const_data_ptr<T>(), first,
-                      std::min(grid_.group_size, k_ - first), static_cast<T>(grid_.rule.max_code()), errors, levels,
-                      strip_data<T>(scales_, s) + group * kRows, strip_data<T>(zeros_, s) + group * kRows,
-                      buffers.gradients.data_ptr<T>(), buffers.changes.data_ptr<T>(), buffers.losses.data_ptr<T>(),
-                      fit_scales});
+    for (int64_t from = 0; from < k_; from += kPulled) {
+      for (size_t i = 0; i < strips; ++i) {
+        pull(hessian_.const_data_ptr<T>() + first * k_, k_, buffers[i].errors.data_ptr<T>(), from,
+             std::min(from + kPulled, k_), count, buffers[i].gradients.data_ptr<T>());
       }
     }
+  }
+
+  void refine_strips(int64_t begin, int64_t end, bool fit_scales, const std::vector<Buffers>& buffers) const {
     for (int64_t first = 0, group = 0; first < k_; first += grid_.group_size, ++group) {
-      const T* zeros = strip_data<T>(zeros_, s) + group * kRows;
-      for (int64_t k = first; k < std::min(first + grid_.group_size, k_); ++k) {
-        std::transform(levels + k * kRows, levels + (k + 1) * kRows, zeros, levels + k * kRows, std::plus<T>());
+      const int64_t count = std::min(grid_.group_size, k_ - first);
+      load_gradients(first, count, static_cast<size_t>(end - begin), buffers);
+      for (int64_t s = begin; s < end; ++s) {
+        const Buffers& own = buffers[s - begin];
+        refine_group({k_, hessian_.const_data_ptr<T>(), damping_.const_data_ptr<T>(), first, count,
+                      static_cast<T>(grid_.rule.max_code()), own.errors.data_ptr<T>(), own.levels.data_ptr<T>(),
+                      strip_data<T>(scales_, s) + group * kRows, strip_data<T>(zeros_, s) + group * kRows,
+                      own.gradients.data_ptr<T>(), own.changes.data_ptr<T>(), own.losses.data_ptr<T>(), fit_scales});
       }
     }
-    store_lanes<kRows>(levels, rows, k_, codes, k_, [](T level) { return static_cast<uint8_t>(level); });
-    std::transform(losses, losses + rows, buffers.losses.const_data_ptr<T>(), losses, std::plus<double>());
+  }
+
+  void store(int64_t s, const Buffers& buffers, const at::Tensor& codes, const at::Tensor& losses) const {
+    T* levels = buffers.levels.data_ptr<T>();
+    for_each_column(s, [&](int64_t k, const T*, const T* zeros) {
+      std::transform(levels + k * kRows, levels + (k + 1) * kRows, zeros, levels + k * kRows, std::plus<T>());
+    });
+    store_lanes<kRows>(levels, rows_of(s), k_, codes.data_ptr<uint8_t>() + s * kRows * k_, k_,
+                       [](T level) { return static_cast<uint8_t>(level); });
+    double* sums = losses.data_ptr<double>() + s * kRows;
+    std::transform(sums, sums + rows_of(s), buffers.losses.const_data_ptr<T>(), sums, std::plus<double>());
   }
 
   const Grid& grid_;

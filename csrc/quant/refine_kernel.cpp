@@ -105,11 +105,6 @@ GPTQ_INLINE void fit_scales(const RefinedGroup<T>& group) {
 
 template <typename T>
 GPTQ_INLINE void refine(const RefinedGroup<T>& group) {
-  for (int64_t i = 0; i < group.count * kStripRows<T>; ++i) {
-    group.gradients[i] = 0;
-  }
-  pull(group.hessian + group.first * group.n_columns, group.n_columns, group.errors, 0, group.n_columns, group.count,
-       group.gradients);
   add_damped(group, group.errors + group.first * kStripRows<T>, 0, group.count, group.gradients);
   move_codes(group);
   if (group.fit_scales) {

@@ -20,7 +20,7 @@ struct RefinedGroup {
   T* levels;        ///< [n_columns]: code - zero
   T* scales;        ///< [kStripRows], of this group
   const T* zeros;   ///< [kStripRows], of this group
-  T* gradients;     ///< [count], scratch
+  T* gradients;     ///< [count]: in: E H of the group's columns; overwritten
   T* changes;       ///< [count], scratch
   T* losses;        ///< [kStripRows]: e H eᵀ of each row; what the moves change is added
   bool fit_scales;  ///< whether scales may change

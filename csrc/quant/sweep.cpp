@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <vector>
 
 #include "quant/strips.h"
 #include "quant/sweep_kernel.h"
@@ -16,7 +17,12 @@
 namespace gptq {
 namespace {
 
-// What a thread needs for one strip at a time.
+// Strips that a thread sweeps side by side, so that each part of the multipliers is read once for all of them, and the
+// columns at a time that they pull then.
+constexpr int64_t kTogether = 4;
+constexpr int64_t kPulled = 512;
+
+// What a thread needs for one strip.
 struct Buffers {
   at::Tensor weights, errors, codes, targets, losses;
 };
@@ -35,13 +41,12 @@ class Sweeper {
   SweepResult run(Grid& grid) {
     const SweepResult result{at::empty({n_, k_}, at::kByte), at::empty({n_}, at::kDouble)};
     at::parallel_for(0, strip_count<T>(n_), 1, [&](int64_t begin, int64_t end) {
-      const auto columns = [&](int64_t count, at::ScalarType dtype) { return at::empty({count, kRows}, dtype); };
-      const auto dtype = weight_.scalar_type();
-      const int64_t targets = std::max(plan_.block_size, plan_.dynamic_groups ? plan_.group_size : 0);
-      const Buffers buffers{columns(k_, dtype), columns(k_, dtype), columns(k_, at::kByte), columns(targets, dtype),
-                            columns(1, dtype)};
-      for (int64_t s = begin; s < end; ++s) {
-        sweep_strip(s, buffers, result);
+      std::vector<Buffers> buffers;
+      for (int64_t i = 0; i < std::min(kTogether, end - begin); ++i) {
+        buffers.push_back(make_buffers());
+      }
+      for (int64_t s = begin; s < end; s += kTogether) {
+        sweep_strips(s, std::min(s + kTogether, end), buffers, result);
       }
     });
     if (plan_.dynamic_groups) {
@@ -54,50 +59,79 @@ class Sweeper {
  private:
   static constexpr int64_t kRows = kStripRows<T>;
 
-  void sweep_strip(int64_t s, const Buffers& buffers, const SweepResult& result) const {
-    const int64_t rows = std::min(kRows, n_ - s * kRows);
-    load_strip(weight_.const_data_ptr<T>() + s * kRows * k_, rows, k_, k_, buffers.weights.data_ptr<T>(),
-               [](T weight) { return weight; });
-    buffers.losses.zero_();
-    const SweepStrip<T> strip{k_,
-                              multipliers_.const_data_ptr<T>(),
-                              pivots_.const_data_ptr<T>(),
-                              damping_.const_data_ptr<T>(),
-                              order_.const_data_ptr<int64_t>(),
-                              plan_.group_size,
-                              buffers.weights.data_ptr<T>(),
-                              buffers.codes.data_ptr<uint8_t>(),
-                              buffers.errors.data_ptr<T>(),
-                              strip_data<T>(scales_, s),
-                              strip_data<T>(zeros_, s),
-                              static_cast<T>(plan_.rule.max_code()),
-                              buffers.losses.data_ptr<T>()};
-    sweep_blocks(strip, s, buffers.targets.data_ptr<T>());
-    store_lanes<kRows>(strip.codes, rows, k_, result.codes.data_ptr<uint8_t>() + s * kRows * k_, k_,
-                       [](uint8_t code) { return code; });
-    std::copy_n(strip.losses, rows, result.losses.data_ptr<double>() + s * kRows);
+  Buffers make_buffers() const {
+    const auto columns = [&](int64_t count, at::ScalarType dtype) { return at::empty({count, kRows}, dtype); };
+    const auto dtype = weight_.scalar_type();
+    const int64_t targets = std::max(plan_.block_size, plan_.dynamic_groups ? plan_.group_size : 0);
+    return {columns(k_, dtype), columns(k_, dtype), columns(k_, at::kByte), columns(targets, dtype), columns(1, dtype)};
   }
 
-  void sweep_blocks(const SweepStrip<T>& strip, int64_t s, T* targets) const {
+  int64_t rows_of(int64_t s) const { return std::min(kRows, n_ - s * kRows); }
+
+  SweepStrip<T> load(int64_t s, const Buffers& buffers) const {
+    load_strip(weight_.const_data_ptr<T>() + s * kRows * k_, rows_of(s), k_, k_, buffers.weights.data_ptr<T>(),
+               [](T weight) { return weight; });
+    buffers.losses.zero_();
+    return {k_,
+            multipliers_.const_data_ptr<T>(),
+            pivots_.const_data_ptr<T>(),
+            damping_.const_data_ptr<T>(),
+            order_.const_data_ptr<int64_t>(),
+            plan_.group_size,
+            buffers.weights.data_ptr<T>(),
+            buffers.codes.data_ptr<uint8_t>(),
+            buffers.errors.data_ptr<T>(),
+            strip_data<T>(scales_, s),
+            strip_data<T>(zeros_, s),
+            static_cast<T>(plan_.rule.max_code()),
+            buffers.losses.data_ptr<T>()};
+  }
+
+  void store(const SweepStrip<T>& strip, int64_t s, const SweepResult& result) const {
+    store_lanes<kRows>(strip.codes, rows_of(s), k_, result.codes.data_ptr<uint8_t>() + s * kRows * k_, k_,
+                       [](uint8_t code) { return code; });
+    std::copy_n(strip.losses, rows_of(s), result.losses.data_ptr<double>() + s * kRows);
+  }
+
+  void sweep_strips(int64_t begin, int64_t end, const std::vector<Buffers>& buffers, const SweepResult& result) const {
+    std::vector<SweepStrip<T>> strips;
+    std::vector<T*> targets;
+    for (int64_t s = begin; s < end; ++s) {
+      const Buffers& own = buffers[static_cast<size_t>(s - begin)];
+      strips.push_back(load(s, own));
+      targets.push_back(own.targets.data_ptr<T>());
+    }
     for (int64_t first = 0, last = 0; first < k_; first = last) {
       last = std::min(first + plan_.block_size, k_);
       if (plan_.dynamic_groups) {
         const int64_t group_start = first / plan_.group_size * plan_.group_size;
         last = std::min(last, group_start + plan_.group_size);
-        if (first == group_start) {
-          set_group_grid(strip, s, first, targets);
+        for (size_t i = 0; first == group_start && i < strips.size(); ++i) {
+          set_group_grid(strips[i], begin + static_cast<int64_t>(i), first, targets[i]);
         }
       }
-      load_targets(strip, first, last - first, targets);
-      sweep_block(strip, first, last - first, targets);
+      load_targets(strips, first, last - first, targets);
+      for (size_t i = 0; i < strips.size(); ++i) {
+        sweep_block(strips[i], first, last - first, targets[i]);
+      }
+    }
+    for (int64_t s = begin; s < end; ++s) {
+      store(strips[static_cast<size_t>(s - begin)], s, result);
     }
   }
 
-  static void load_targets(const SweepStrip<T>& strip, int64_t first, int64_t count, T* targets) {
-    for (int64_t c = 0; c < count; ++c) {
-      std::copy_n(strip.weights + strip.order[first + c] * kRows, kRows, targets + c * kRows);
+  static void load_targets(const std::vector<SweepStrip<T>>& strips, int64_t first, int64_t count,
+                           const std::vector<T*>& targets) {
+    for (size_t i = 0; i < strips.size(); ++i) {
+      for (int64_t c = 0; c < count; ++c) {
+        std::copy_n(strips[i].weights + strips[i].order[first + c] * kRows, kRows, targets[i] + c * kRows);
+      }
     }
-    pull_errors(strip, 0, first, first, count, targets);
+    for (int64_t from = 0; from < first; from += kPulled) {
+      for (size_t i = 0; i < strips.size(); ++i) {
+        pull_errors(strips[i], from, std::min(from + kPulled, first), first, count, targets[i]);
+      }
+    }
   }
 
   // targets[c] += Σ_{j in [from, to)} errors[j] · M_j,first+c
