@@ -24,6 +24,7 @@ import torch
 BITS = 4
 MIDDLE = 2 ** (BITS - 1)
 LEAST_SECONDS = 2e-4  # of a contender in one round
+REST_SECONDS = 5e-3  # until the threads of the one before, which each package has of its own, have stopped spinning
 LARGEST_ERROR = 0.1  # relative; int8 has about 0.01
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 DENSE = {"f32": "torch f32", "bf16": "torch bf16"}
@@ -206,6 +207,8 @@ def measure(weight, calls, m, rounds):
     for _ in range(rounds):
         for name, dtype, call in calls:
             value = inputs[dtype]
+            time.sleep(REST_SECONDS)
+            call(value)
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call(value)
