@@ -5,7 +5,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_solve_triangular.h>
-#include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <c10/util/Exception.h>
 

@@ -3,7 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <functional>
@@ -14,11 +13,6 @@
 
 namespace gptq {
 namespace {
-
-// Strips that a thread refines side by side, so that each part of the Hessian is read once for all of them, and the
-// columns at a time that they pull then.
-constexpr int64_t kTogether = 4;
-constexpr int64_t kPulled = 512;
 
 // What a thread needs for one strip.
 struct Buffers {
@@ -38,11 +32,11 @@ class Refiner {
     at::parallel_for(0, strip_count<T>(n_), 1, [&](int64_t begin, int64_t end) {
       const auto columns = [&](int64_t count) { return at::empty({count, kRows}, weight_.options()); };
       std::vector<Buffers> buffers;
-      for (int64_t i = 0; i < std::min(kTogether, end - begin); ++i) {
+      for (int64_t i = 0; i < std::min(kStripsTogether, end - begin); ++i) {
         buffers.push_back({columns(k_), columns(k_), columns(grid_.group_size), columns(grid_.group_size), columns(1)});
       }
-      for (int64_t first = begin; first < end; first += kTogether) {
-        const int64_t last = std::min(first + kTogether, end);
+      for (int64_t first = begin; first < end; first += kStripsTogether) {
+        const int64_t last = std::min(first + kStripsTogether, end);
         for (int64_t s = first; s < last; ++s) {
           load(s, codes, buffers[s - first]);
         }
@@ -92,10 +86,10 @@ class Refiner {
     for (size_t i = 0; i < strips; ++i) {
       std::fill_n(buffers[i].gradients.data_ptr<T>(), count * kRows, T(0));
     }
-    for (int64_t from = 0; from < k_; from += kPulled) {
+    for (int64_t from = 0; from < k_; from += kPulledColumns) {
       for (size_t i = 0; i < strips; ++i) {
         pull(hessian_.const_data_ptr<T>() + first * k_, k_, buffers[i].errors.data_ptr<T>(), from,
-             std::min(from + kPulled, k_), count, buffers[i].gradients.data_ptr<T>());
+             std::min(from + kPulledColumns, k_), count, buffers[i].gradients.data_ptr<T>());
       }
     }
   }

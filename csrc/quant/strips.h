@@ -9,6 +9,11 @@
 
 namespace gptq {
 
+/// Strips that a thread works on side by side, so that what they all pull is read once for all of them, and how many
+/// columns they pull at a time then.
+inline constexpr int64_t kStripsTogether = 4;
+inline constexpr int64_t kPulledColumns = 512;
+
 /// Strips that n rows make.
 template <typename T>
 int64_t strip_count(int64_t n) {

@@ -3,9 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <functional>
@@ -16,11 +13,6 @@
 
 namespace gptq {
 namespace {
-
-// Strips that a thread sweeps side by side, so that each part of the multipliers is read once for all of them, and the
-// columns at a time that they pull then.
-constexpr int64_t kTogether = 4;
-constexpr int64_t kPulled = 512;
 
 // What a thread needs for one strip.
 struct Buffers {
@@ -42,11 +34,11 @@ class Sweeper {
     const SweepResult result{at::empty({n_, k_}, at::kByte), at::empty({n_}, at::kDouble)};
     at::parallel_for(0, strip_count<T>(n_), 1, [&](int64_t begin, int64_t end) {
       std::vector<Buffers> buffers;
-      for (int64_t i = 0; i < std::min(kTogether, end - begin); ++i) {
+      for (int64_t i = 0; i < std::min(kStripsTogether, end - begin); ++i) {
         buffers.push_back(make_buffers());
       }
-      for (int64_t s = begin; s < end; s += kTogether) {
-        sweep_strips(s, std::min(s + kTogether, end), buffers, result);
+      for (int64_t s = begin; s < end; s += kStripsTogether) {
+        sweep_strips(s, std::min(s + kStripsTogether, end), buffers, result);
       }
     });
     if (plan_.dynamic_groups) {
@@ -127,9 +119,9 @@ class Sweeper {
         std::copy_n(strips[i].weights + strips[i].order[first + c] * kRows, kRows, targets[i] + c * kRows);
       }
     }
-    for (int64_t from = 0; from < first; from += kPulled) {
+    for (int64_t from = 0; from < first; from += kPulledColumns) {
       for (size_t i = 0; i < strips.size(); ++i) {
-        pull_errors(strips[i], from, std::min(from + kPulled, first), first, count, targets[i]);
+        pull_errors(strips[i], from, std::min(from + kPulledColumns, first), first, count, targets[i]);
       }
     }
   }

@@ -1,5 +1,6 @@
 #include "tools/bench_common.h"
 
+#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -28,6 +29,25 @@ double quantile(std::vector<double> values, double share) {
 }
 
 }  // namespace
+
+void BenchSettings::add_to(CLI::App& command) {
+  command.add_option("--rounds", rounds, "Rounds")->capture_default_str()->check(CLI::Range(1, 100000));
+  command.add_option("--group-size", group_size, "Inputs that share a scale")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command.add_option("--threads", threads, "Threads")->default_str("all cores")->check(CLI::PositiveNumber);
+  command.add_option("--json", json, "File to write the result to");
+}
+
+void BenchSettings::set_threads() const {
+  if (threads > 0) {
+    at::set_num_threads(static_cast<int>(threads));
+  }
+}
+
+Json BenchSettings::describe() const {
+  return {{"threads", at::get_num_threads()}, {"rounds", rounds}, {"group_size", group_size}};
+}
 
 double median(std::vector<double> values) {
   return quantile(std::move(values), 0.5);

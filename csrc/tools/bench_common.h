@@ -1,5 +1,6 @@
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -13,6 +14,21 @@ namespace gptq::tools {
 
 inline constexpr double kGiga = 1e9;
 
+/// What the benchmarks of one weight have in common.
+struct BenchSettings {
+  int64_t rounds;
+  int64_t threads = 0;  ///< 0: torch's
+  int64_t group_size = 128;
+  std::string json = {};
+
+  /// Adds --rounds, --threads, --group-size and --json.
+  void add_to(CLI::App& command);
+  /// To be called before anything is computed.
+  void set_threads() const;
+  /// The settings as they are reported.
+  Json describe() const;
+};
+
 /// Seconds of each contender, one for each round.
 using Times = std::map<std::string, std::vector<double>>;
 
@@ -25,7 +41,8 @@ double median(std::vector<double> values);
 Json spread(const std::vector<double>& values);
 Json seconds_json(const Times& times);
 
-/// The contenders one after the other, round by round, so that all see the same machine. The first round warms up.
+/// The contenders one after the other, round by round, so that all see the same machine, after two calls of each that
+/// warm up.
 /// @param least_seconds a contender is called again and again until it has run for so long in each round; what counts
 /// is
 ///        the time of one call

@@ -79,11 +79,8 @@ struct BenchLinear {
   std::vector<std::string> shapes{"768x2304", "768x768", "768x3072", "3072x768", "4096x4096", "4096x14336"};
   std::vector<int64_t> tokens{1, 4, 16, 64, 256};
   std::string regime = "hot";
-  int64_t rounds = 30;
-  int64_t threads = 0;
-  int64_t group_size = 128;
   double dram_megabytes = 512;
-  std::string json;
+  BenchSettings settings{30};
 
   void run();
 
@@ -111,7 +108,7 @@ Json BenchLinear::measure(Weights& weights, int64_t m, at::Generator& generator)
                                   {"exact bf16", [&] { weights.times(half, "exact"); }},
                                   {"torch bf16", [&] { weights.times_dense(half); }},
                                   {"read", [&] { read_all(weights.packed[weights.next++ % weights.packed.size()]); }}},
-                                 rounds, kLeastSeconds);
+                                 settings.rounds, kLeastSeconds);
   Json speedup;
   for (const auto& [name, peer] : {std::pair{"exact", "torch"}, {"int8", "torch"}, {"exact bf16", "torch bf16"}}) {
     speedup[name] = spread(speedups(times, name, peer));
@@ -139,25 +136,22 @@ Json BenchLinear::measure(Weights& weights, int64_t m, at::Generator& generator)
 }
 
 void BenchLinear::run() {
-  if (threads > 0) {
-    at::set_num_threads(static_cast<int>(threads));
-  }
-  JsonOutput output(json);
+  settings.set_threads();
+  JsonOutput output(settings.json);
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(42);
   Json results = Json::array();
   for (const std::string& shape : shapes) {
     const auto [k, n] = parse_shape(shape, "--shapes", "KxN");
     const double copies = regime == "dram" ? std::ceil(dram_megabytes * 2e6 / static_cast<double>(k * n)) : 1;
-    Weights weights(k, n, group_size, static_cast<int64_t>(copies), generator);
+    Weights weights(k, n, settings.group_size, static_cast<int64_t>(copies), generator);
     for (const int64_t m : tokens) {
       results.push_back(measure(weights, m, generator));
     }
   }
-  output.write(Json{{"threads", at::get_num_threads()},
-                    {"rounds", rounds},
-                    {"group_size", group_size},
-                    {"regime", regime},
-                    {"results", results}});
+  Json report = settings.describe();
+  report["regime"] = regime;
+  report["results"] = results;
+  output.write(report);
 }
 
 }  // namespace
@@ -179,12 +173,7 @@ void add_bench_linear_command(CLI::App& app) {
   sub->add_option("--dram-megabytes", bench->dram_megabytes, "Packed bytes that the copies take in regime dram")
       ->capture_default_str()
       ->check(CLI::Range(1.0, 1e6));
-  sub->add_option("--rounds", bench->rounds, "Rounds")->capture_default_str()->check(CLI::Range(1, 100000));
-  sub->add_option("--group-size", bench->group_size, "Inputs that share a scale")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  sub->add_option("--threads", bench->threads, "Threads")->check(CLI::PositiveNumber);
-  sub->add_option("--json", bench->json, "File to write the result to");
+  bench->settings.add_to(*sub);
   sub->callback([bench] { bench->run(); });
 }
 

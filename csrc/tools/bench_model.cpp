@@ -4,6 +4,8 @@
 #include <c10/core/InferenceMode.h>
 #include <torch/script.h>
 
+#include <algorithm>
+#include <functional>
 #include <memory>
 
 #include "model/generate.h"
@@ -14,7 +16,7 @@
 namespace gptq::tools {
 namespace {
 
-constexpr int64_t kVocabulary = 1000;  // token ids are drawn from the first of them
+constexpr int64_t kVocabulary = 256;  // token ids are drawn from the first of them, which every model has
 
 struct BenchModel {
   ModelInput input;

@@ -1,6 +1,5 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
 #include <gptq/gptq_layer.h>
 
 #include <cmath>
@@ -34,10 +33,7 @@ Json ratios(const Times& times) {
 
 struct BenchQuantize {
   std::vector<std::string> shapes{"768x768", "3072x768", "768x3072", "4096x4096"};
-  int64_t rounds = 5;
-  int64_t threads = 0;
-  int64_t group_size = 128;
-  std::string json;
+  BenchSettings settings{5};
 
   void run();
 
@@ -62,7 +58,7 @@ Json BenchQuantize::measure(const Shape& shape) const {
   }
   const at::Tensor hessian = layer.hessian();
   QuantizeOptions sweep_alone;
-  sweep_alone.group_size = group_size;
+  sweep_alone.group_size = settings.group_size;
   sweep_alone.scale_search = "minmax";
   sweep_alone.refine_sweeps = 0;
   sweep_alone.row_guard = false;
@@ -71,21 +67,22 @@ Json BenchQuantize::measure(const Shape& shape) const {
   classic.mode = "classic";
   refined.scale_search = "weighted";
   refined.refine_sweeps = 1;
-  all.group_size = group_size;
+  all.group_size = settings.group_size;
 
   at::Tensor square = at::randn({kPeakSide, kPeakSide}, generator), published_hessian = at::zeros_like(hessian);
   int64_t published_samples = 0;
-  const Times quantize = interleave({{"published", [&] { published_gptq(weight, hessian, 4, group_size, 0.01); }},
-                                     {"sweep", [&] { quantize_weight(weight, hessian, sweep_alone); }},
-                                     {"classic", [&] { quantize_weight(weight, hessian, classic); }},
-                                     {"refined", [&] { quantize_weight(weight, hessian, refined); }},
-                                     {"default", [&] { quantize_weight(weight, hessian, all); }},
-                                     {"peak", [&] { square.mm(square); }}},
-                                    rounds);
+  const Times quantize =
+      interleave({{"published", [&] { published_gptq(weight, hessian, 4, settings.group_size, 0.01); }},
+                  {"sweep", [&] { quantize_weight(weight, hessian, sweep_alone); }},
+                  {"classic", [&] { quantize_weight(weight, hessian, classic); }},
+                  {"refined", [&] { quantize_weight(weight, hessian, refined); }},
+                  {"default", [&] { quantize_weight(weight, hessian, all); }},
+                  {"peak", [&] { square.mm(square); }}},
+                 settings.rounds);
   const Times add_batch = interleave(
       {{"published", [&] { published_samples = published_add_batch(published_hessian, inputs, published_samples); }},
        {"add_batch", [&] { layer.add_batch(inputs); }}},
-      rounds);
+      settings.rounds);
 
   const auto n = static_cast<double>(shape.n), k = static_cast<double>(shape.k), side = static_cast<double>(kPeakSide);
   const double flops = k * k * k / 3 + n * k * k;
@@ -119,19 +116,16 @@ void BenchQuantize::run() {
     const auto [n, k] = parse_shape(shape, "--shapes", "NxK");
     parsed.push_back({n, k});
   }
-  if (threads > 0) {
-    at::set_num_threads(static_cast<int>(threads));
-  }
-  JsonOutput output(json);
+  settings.set_threads();
+  JsonOutput output(settings.json);
   Json results = Json::array();
   for (const Shape& shape : parsed) {
     results.push_back(measure(shape));
   }
-  output.write(Json{{"threads", at::get_num_threads()},
-                    {"rounds", rounds},
-                    {"group_size", group_size},
-                    {"tokens_per_batch", kTokens},
-                    {"shapes", results}});
+  Json report = settings.describe();
+  report["tokens_per_batch"] = kTokens;
+  report["shapes"] = results;
+  output.write(report);
 }
 
 }  // namespace
@@ -142,14 +136,7 @@ void add_bench_quantize_command(CLI::App& app) {
       "quantize",
       "Quantizing one weight, and updating its Hessian, beside the published algorithm in torch operations");
   sub->add_option("--shapes", bench->shapes, "NxK of each weight")->capture_default_str()->delimiter(',');
-  sub->add_option("--rounds", bench->rounds, "Rounds, after one to warm up")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
-  sub->add_option("--group-size", bench->group_size, "Inputs that share a scale")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  sub->add_option("--threads", bench->threads, "Threads")->check(CLI::PositiveNumber);
-  sub->add_option("--json", bench->json, "File to write the result to");
+  bench->settings.add_to(*sub);
   sub->callback([bench] { bench->run(); });
 }
 
