@@ -109,8 +109,8 @@ def test_quantized_folder_keeps_what_is_not_quantized(quantized, demo_model):
             assert f"transformer.{name}" not in after
             assert f"transformer.{name.removesuffix('weight')}packed" in after
         elif re.search(r"(c_attn|c_proj|c_fc)\.bias$", name):
-            # What it has to be is tested in C++. Here: changed, and by the size of a bias, at most 2.4 times in four runs;
-            # the largest single change depends on where codes fall and differs by half from one calibration to another.
+            # What it has to be is tested in C++. Here: changed, and by the size of a bias (2.4 times it in four runs).
+            # The largest single change depends on where codes fall, and varies by half from one calibration to another.
             bias = tensor.astype("float32")
             corrected = after[f"transformer.{name}"].astype("float32") - bias
             assert 0 < (corrected**2).mean() < 4**2 * (bias**2).mean(), name
