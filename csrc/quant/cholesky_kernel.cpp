@@ -5,8 +5,6 @@
 namespace gptq {
 namespace {
 
-constexpr int64_t kTileColumns = 6;
-
 // Subtracts what columns [from, to) of the panel contribute to columns [column, column + count).
 template <typename T>
 GPTQ_INLINE void subtract_columns(const CholeskyPanel<T>& panel, int64_t from, int64_t to, int64_t column,

@@ -13,7 +13,6 @@
 #include <utility>
 
 #include "quant/cholesky.h"
-#include "quant/product.h"
 
 namespace gptq {
 namespace {

@@ -37,10 +37,6 @@ template <typename T>
 GPTQ_INLINE CodeLanes<T>* code_lanes(uint8_t* column) {
   return reinterpret_cast<CodeLanes<T>*>(column);
 }
-template <typename T>
-GPTQ_INLINE const CodeLanes<T>* code_lanes(const uint8_t* column) {
-  return reinterpret_cast<const CodeLanes<T>*>(column);
-}
 
 /// Adding and subtracting it rounds to integer, half to even, for values far below it.
 template <typename T>

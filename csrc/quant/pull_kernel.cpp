@@ -133,7 +133,7 @@ __attribute__((target("avx2,fma"))) void pull_avx2(const T* matrix, int64_t stri
 template <typename T>
 __attribute__((target("avx512f"))) void pull_avx512(const T* matrix, int64_t stride, const T* columns, int64_t from,
                                                     int64_t to, int64_t count, T* targets) {
-  pull_all<Tile<64, 4, 6>>(matrix, stride, columns, from, to, count, targets);
+  pull_all<Tile<64, 4, kTileColumns>>(matrix, stride, columns, from, to, count, targets);
 }
 #endif
 

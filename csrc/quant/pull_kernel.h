@@ -8,6 +8,9 @@ namespace gptq {
 template <typename T>
 inline constexpr int64_t kStripRows = 256 / static_cast<int64_t>(sizeof(T));
 
+/// Columns that `pull` sums side by side at its widest: blocks are cut into tiles of as many.
+inline constexpr int64_t kTileColumns = 6;
+
 /// targets[c] += Σ_{j in [from, to)} columns[j] · matrix[c][j] for c in [0, count), j ascending, one fused product and
 /// sum at a time, so that the bits do not depend on how the work is blocked. They are the same on every processor that
 /// has fused multiply-add.

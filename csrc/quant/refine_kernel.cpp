@@ -5,8 +5,6 @@
 namespace gptq {
 namespace {
 
-constexpr int64_t kTileColumns = 6;
-
 // sums[c] += Σ_{i in [from, to)} columns[i] · H_first+i,first+c for c in [tile, tile + width)
 template <typename T>
 GPTQ_INLINE void pull_within(const RefinedGroup<T>& group, const T* columns, int64_t from, int64_t to, int64_t tile,

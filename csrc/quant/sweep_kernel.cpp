@@ -5,8 +5,6 @@
 namespace gptq {
 namespace {
 
-constexpr int64_t kTileColumns = 6;
-
 template <typename T>
 GPTQ_INLINE void quantize_column(const SweepStrip<T>& strip, int64_t k, const T* targets) {
   constexpr int64_t rows = kStripRows<T>;
