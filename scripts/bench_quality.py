@@ -41,7 +41,7 @@ VARIANTS = {
     "default without row guard": "--no-row-guard",
     "default with damping 0.05": "--damping 0.05",
     "default with searched damping": "--search-damping",
-    "default with lm_head": "--lm-head",
+    "default with lm_head": "--lm-head w4",
 }
 
 # Threads that spin while they wait slow each other down manyfold on a busy machine. gptqmodel needs a second worker of

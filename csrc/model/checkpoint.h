@@ -27,8 +27,8 @@ struct LoadedModel {
 /// @throws c10::Error in one line, naming the file and the reason
 LoadedModel load_model(const std::string& path);
 
-/// What takes the place of one linear's weight in a saved checkpoint: either the packed tensors (4 bits) or the
-/// dequantized weight (other bits).
+/// What takes the place of one linear's weight in a saved checkpoint: either the packed tensors or the dequantized
+/// weight. With more than 4 bits the packed tensors are those of split_w8, and K below is twice the linear's.
 struct QuantizedTensors {
   int64_t bits = 4;
   int64_t group_size = 128;               ///< columns per group, -1: one group per row

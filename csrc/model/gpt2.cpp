@@ -165,20 +165,25 @@ def forward(self, ids: Tensor) -> Tensor:
   Module build_packed_linear(const std::string& path, int64_t k, int64_t n, bool has_bias) {
     TORCH_CHECK(config_.quantization, "config.json: quantization_config must be there, since ", show(path + ".packed"),
                 " is in the checkpoint");
-    const auto [bits, group_size] = config_.quantization->of(path);
-    TORCH_CHECK(bits == 4, "config.json: quantization_config: bits of ", show(path),
-                " must be 4, since it is packed, got ", bits);
-    const int64_t groups = group_size == -1 ? 1 : (k + group_size - 1) / group_size;
+    const auto [bits, stored_group_size] = config_.quantization->of(path);
+    const bool split = bits > 4;  // two planes of 4 bits, see split_w8
+    const int64_t group_size = split && stored_group_size == -1 ? k : stored_group_size;
+    TORCH_CHECK(!split || k % group_size == 0, "config.json: quantization_config: group_size of ", show(path),
+                " must divide its ", k, " inputs, since it is packed with ", bits, " bits, got ", group_size);
+    const int64_t width = split ? 2 * k : k;
+    const int64_t groups = group_size == -1 ? 1 : (width + group_size - 1) / group_size;
     Module module = new_module(path);
-    module.register_buffer("packed", checkpoint_.typed(path + ".packed", at::kByte, {(n + 15) / 16, (k + 7) / 8, 64}));
+    module.register_buffer("packed",
+                           checkpoint_.typed(path + ".packed", at::kByte, {(n + 15) / 16, (width + 7) / 8, 64}));
     module.register_buffer("scales", checkpoint_.typed(path + ".scales", at::kHalf, {groups, n}));
     const bool has_zeros = checkpoint_.contains(path + ".zeros");
     if (has_zeros) module.register_buffer("zeros", checkpoint_.typed(path + ".zeros", at::kByte, {groups, n}));
     if (has_bias) add_weight(module, "bias", checkpoint_.floats(path + ".bias", {n}));
     const bool has_order = checkpoint_.contains(path + ".input_order");
-    if (has_order) module.register_buffer("input_order", checkpoint_.typed(path + ".input_order", at::kInt, {k}));
+    if (has_order) module.register_buffer("input_order", checkpoint_.typed(path + ".input_order", at::kInt, {width}));
     std::ostringstream source;
-    source << "def forward(self, x: Tensor) -> Tensor:\n    return gptq.linear_w4(x, self.packed, self.scales, "
+    source << "def forward(self, x: Tensor) -> Tensor:\n    return gptq.linear_w4("
+           << (split ? "torch.cat([x, x], -1)" : "x") << ", self.packed, self.scales, "
            << (has_zeros ? "self.zeros" : "None") << ", " << (has_bias ? "self.bias" : "None") << ", "
            << (has_order ? "self.input_order" : "None") << ", " << group_size << ", 'exact')\n";
     module.define(source.str(), resolver_);

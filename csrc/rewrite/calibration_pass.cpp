@@ -4,6 +4,7 @@
 #include <c10/util/irange.h>
 #include <gptq/gptq_layer.h>
 #include <gptq/pack_w4.h>
+#include <gptq/split_w8.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 
 #include <algorithm>
@@ -85,6 +86,27 @@ void at_layer(const Layer& layer, const Step& step) {
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, layer.name, ": ", error.what_without_backtrace());
   }
+}
+
+/// Fills in what linear_w4 needs; false if it cannot run such a weight.
+bool set_packed(const QuantizeResult& result, const QuantizeOptions& options, QuantizedLinear& quantized) {
+  const int64_t group_size = quantized.group_size;
+  if (options.bits <= 4) {
+    quantized.packed = pack_w4(result.codes);
+    quantized.scales = result.scales;
+    quantized.zeros = options.bits == 4 && options.symmetric ? at::Tensor() : result.zeros;
+    quantized.input_order = result.input_order;
+    return true;
+  }
+  if (group_size != -1 && quantized.in_features % group_size != 0) {
+    return false;
+  }
+  const SplitW8 split = split_w8(result.codes, result.scales, result.zeros, group_size);
+  quantized.packed = pack_w4(split.codes);
+  quantized.scales = split.scales;
+  quantized.zeros = split.zeros;
+  quantized.input_order = result.input_order.defined() ? result.input_order.repeat(2) : at::Tensor();
+  return true;
 }
 
 class CalibrationPass {
@@ -321,12 +343,7 @@ QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
   quantized.nsamples = layer.observer->nsamples();
   quantized.dropped = layer.observer->dropped();
   quantized.report = result.report;
-  if (options.bits == 4) {
-    quantized.packed = pack_w4(result.codes);
-    quantized.scales = result.scales;
-    quantized.zeros = options.symmetric ? at::Tensor() : result.zeros;
-    quantized.input_order = result.input_order;
-  } else {
+  if (!set_packed(result, options, quantized)) {
     const at::Tensor dequantized = result.dequantize();
     quantized.dequantized = (layer.conv1d ? dequantized.t() : dequantized).to(stored.scalar_type()).contiguous();
   }
@@ -344,10 +361,10 @@ void CalibrationPass::replace(const QuantizedLinear& quantized, size_t layer) {
   for (Use& use : quantized_.uses) {
     if (use.layer == layer) {
       const bool at_position = use.linear.node == quantized_.position;
-      Node* replacement = replace_linear(*quantized_.graph, use.linear, quantized, as_constant);
-      use.linear.node = replacement;
+      Node* before = use.linear.node->prev();
+      use.linear.node = replace_linear(*quantized_.graph, use.linear, quantized, as_constant);
       if (at_position) {
-        quantized_.position = replacement;
+        quantized_.position = before->next();
       }
     }
   }

@@ -18,6 +18,10 @@ std::string attribute_name(const LinearNode& linear, const std::string& tensor) 
   return linear.name + (owned ? "." : "_") + tensor;
 }
 
+Value* twice(Graph& graph, Value* value) {
+  return graph.insertNode(graph.createList(c10::TensorType::get(), {value, value}))->output();
+}
+
 Node* insert_linear_w4(Graph& graph, const LinearNode& linear, const QuantizedLinear& quantized,
                        const TensorSupply& supply) {
   Value* none = graph.insertConstant(c10::IValue());
@@ -31,11 +35,13 @@ Node* insert_linear_w4(Graph& graph, const LinearNode& linear, const QuantizedLi
                 : linear.bias_index      ? linear.node->input(*linear.bias_index)
                                          : none;
   Value* input_order = tensor("input_order", quantized.input_order);
-  Value* group_size = graph.insertConstant(quantized.group_size);
+  const bool split = quantized.bits > 4;
+  Value* group_size =
+      graph.insertConstant(split && quantized.group_size == -1 ? quantized.in_features : quantized.group_size);
   Value* compute = graph.insertConstant(std::string("exact"));
-  return graph.insertNode(
-      graph.create(c10::Symbol::fromQualString("gptq::linear_w4"),
-                   {linear.input(), packed, scales, zeros, bias, input_order, group_size, compute}));
+  Value* input = split ? graph.insert(c10::aten::cat, {twice(graph, linear.input()), -1}) : linear.input();
+  return graph.insertNode(graph.create(c10::Symbol::fromQualString("gptq::linear_w4"),
+                                       {input, packed, scales, zeros, bias, input_order, group_size, compute}));
 }
 
 Node* insert_float_linear(Graph& graph, const LinearNode& linear, const QuantizedLinear& quantized,

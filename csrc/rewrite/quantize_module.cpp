@@ -33,16 +33,18 @@ std::vector<LinearInfo> find_linears(const torch::jit::Module& module) {
   return found;
 }
 
-std::vector<LinearInfo> find_packed_linears(const torch::jit::Module& module) {
+std::vector<PackedLinearInfo> find_packed_linears(const torch::jit::Module& module) {
   const auto graph = rewrite::flatten_forward(module);
-  std::vector<LinearInfo> found;
+  std::vector<PackedLinearInfo> found;
   rewrite::for_each_node(graph->block(), [&](torch::jit::Node* node) {
     static const auto linear_w4 = c10::Symbol::fromQualString("gptq::linear_w4");
     const auto path = node->kind() == linear_w4 ? rewrite::attribute_path(node->input(1)) : std::nullopt;
     if (path) {
       const at::Tensor packed = rewrite::attribute_at(module, *path).toTensor();
       const at::Tensor scales = rewrite::attribute_at(module, *rewrite::attribute_path(node->input(2))).toTensor();
-      found.push_back({path->substr(0, path->rfind('.')), scales.size(1), packed.size(1) * 8, false});
+      const int64_t planes = node->input(0)->node()->kind() == c10::aten::cat ? 2 : 1;
+      found.push_back(
+          {{path->substr(0, path->rfind('.')), scales.size(1), packed.size(1) * 8 / planes, false}, 4 * planes});
     }
   });
   return found;

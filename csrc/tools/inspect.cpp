@@ -40,7 +40,7 @@ void InspectCommand::run() const {
   const LoadedModel model = input.load();
   JsonOutput output(json);
   const std::vector<LinearInfo> float_linears = find_linears(model.module);
-  const std::vector<LinearInfo> packed_linears = find_packed_linears(model.module);
+  const std::vector<PackedLinearInfo> packed_linears = find_packed_linears(model.module);
   Json report;
   report["kind"] = model.kind == ModelKind::kHuggingFace ? "Hugging Face folder" : "TorchScript file";
   if (model.context_length) {
@@ -58,8 +58,8 @@ void InspectCommand::run() const {
     report["linears"].push_back(
         {{"name", linear.name}, {"shape", {linear.out_features, linear.in_features}}, {"weight", form}});
   };
-  for (const LinearInfo& linear : packed_linears) {
-    list(linear, "packed 4-bit");
+  for (const PackedLinearInfo& linear : packed_linears) {
+    list(linear, linear.stored_bits == 8 ? "packed 8-bit" : "packed 4-bit");
   }
   for (const LinearInfo& linear : float_linears) {
     list(linear, linear.conv1d ? "float, [inputs, outputs]" : "float, [outputs, inputs]");

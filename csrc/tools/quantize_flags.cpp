@@ -58,11 +58,13 @@ void QuantizeFlags::resolve() {
   for (const std::string& text : overrides_) {
     overrides.push_back(Override::parse(text));
   }
+  const std::regex head(R"((^|\.)lm_head$)");
   std::vector<std::regex> skipped;
-  if (!lm_head_) {
-    for (const std::string& pattern : skip_) {
-      skipped.push_back(regex_of(pattern, "--skip"));
-    }
+  for (const std::string& pattern : skip_) {
+    skipped.push_back(regex_of(pattern, "--skip"));
+  }
+  if (lm_head_ == "keep") {
+    skipped.push_back(head);
   }
   const auto matches = [](const std::string& name) {
     return [&name](const std::regex& pattern) { return std::regex_search(name, pattern); };
@@ -72,8 +74,13 @@ void QuantizeFlags::resolve() {
     return std::any_of(skipped.begin(), skipped.end(), matches(name)) ||
            std::any_of(overrides.begin(), overrides.end(), overridden);
   };
-  options.quantize_layer = [overrides, matches, common = options.quantize](const std::string& name) {
+  const bool wide_head = lm_head_ == "w8";
+  options.quantize_layer = [overrides, matches, head, wide_head, common = options.quantize](const std::string& name) {
     QuantizeOptions result = common;
+    if (wide_head && matches(name)(head)) {
+      result.bits = 8;
+      result.group_size = -1;
+    }
     for (const Override& override : overrides) {
       if (matches(name)(override.pattern)) {
         result.bits = override.bits.value_or(result.bits);
@@ -87,8 +94,12 @@ void QuantizeFlags::resolve() {
 void QuantizeFlags::add_to(CLI::App& command) {
   add_grid_flags(command);
   add_solver_flags(command);
-  command.add_option("--skip", skip_, "Regular expressions of layers that keep their weights")->capture_default_str();
-  command.add_flag("--lm-head", lm_head_, "Quantize every layer, lm_head too; --skip is not read");
+  command.add_option("--skip", skip_, "Regular expressions of layers that keep their weights");
+  command
+      .add_option("--lm-head", lm_head_,
+                  "What becomes of lm_head: keep (its weight), w8 (8 bits, one group per row) or w4 (as all others)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"keep", "w8", "w4"}));
   command.add_option("--override", overrides_,
                      "REGEX:bits=B,group_size=G or REGEX:skip for the layers that match; the last one that says so "
                      "counts");
@@ -98,7 +109,7 @@ void QuantizeFlags::add_to(CLI::App& command) {
 
 void QuantizeFlags::add_grid_flags(CLI::App& command) {
   QuantizeOptions& quantize = options.quantize;
-  command.add_option("--bits", quantize.bits, "Bits per weight; 4 is stored packed, others dequantized")
+  command.add_option("--bits", quantize.bits, "Bits per weight; stored in 4, or 8 if more")
       ->capture_default_str()
       ->check(CLI::Range(2, 8));
   command.add_option("--group-size", quantize.group_size, "Inputs that share a scale; -1: one group per row")

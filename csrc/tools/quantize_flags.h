@@ -17,12 +17,12 @@ struct QuantizeFlags {
   void resolve();
 
  private:
-  std::vector<std::string> skip_{R"((^|\.)lm_head$)"};
+  std::vector<std::string> skip_;
   std::vector<std::string> overrides_;
+  std::string lm_head_ = "keep";
   bool asymmetric_ = false;
   bool no_row_guard_ = false;
   bool no_bias_correction_ = false;
-  bool lm_head_ = false;
 
   void add_grid_flags(CLI::App& command);
   void add_solver_flags(CLI::App& command);

@@ -18,14 +18,15 @@ struct LinearInfo {
   bool conv1d = false;  ///< weight stored as [K, N], as GPT-2's Conv1D does
 };
 
-/// A linear after quantization. Either packed, scales and zeros are set (4 bits) or dequantized is (other bits).
+/// A linear after quantization. Either packed, scales and zeros are set or, with more than 4 bits in groups that do not
+/// divide the inputs, dequantized.
 struct QuantizedLinear : LinearInfo {
   int64_t bits = 4;
   int64_t group_size = 128;
-  at::Tensor packed;       ///< see pack_w4
-  at::Tensor scales;       ///< f16 [n_groups, N]
-  at::Tensor zeros;        ///< u8 [n_groups, N]; undefined if every zero point is the middle code
-  at::Tensor input_order;  ///< i32 [K], see QuantizeResult; undefined: none. Not with dequantized
+  at::Tensor packed;       ///< see pack_w4; with more than 4 bits as split_w8 makes it, to be multiplied with [x, x]
+  at::Tensor scales;       ///< f16 [n_groups, N], with more than 4 bits [2 n_groups, N]
+  at::Tensor zeros;        ///< u8 in the shape of scales; undefined if every one is 8
+  at::Tensor input_order;  ///< i32 [K] or [2K], see linear_w4; undefined: none. Not with dequantized
   at::Tensor dequantized;  ///< in the shape and dtype of the stored weight
   at::Tensor bias;         ///< [N] in the dtype of the stored bias, if it was corrected; undefined: as it was
   QuantizeReport report;
@@ -64,12 +65,18 @@ struct QuantizedModule {
 /// mm and matmul with a two-dimensional weight of the module.
 std::vector<LinearInfo> find_linears(const torch::jit::Module& module);
 
-/// The gptq::linear_w4 computations of module.forward in the order of execution. in_features is rounded up to a
-/// multiple of 8, since the packed weight does not tell more.
-std::vector<LinearInfo> find_packed_linears(const torch::jit::Module& module);
+/// A gptq::linear_w4 computation found in a module.
+struct PackedLinearInfo : LinearInfo {
+  int64_t stored_bits = 4;  ///< per weight: 8 where the input is taken twice, see split_w8
+};
 
-/// Quantizes the linears of a TorchScript module and puts gptq::linear_w4 in their place (4 bits; with other bits the
-/// dequantized weight replaces the float one).
+/// The gptq::linear_w4 computations of module.forward in the order of execution. in_features is rounded up to a
+/// multiple of 8 (4 with 8 bits), since the packed weight does not tell more.
+std::vector<PackedLinearInfo> find_packed_linears(const torch::jit::Module& module);
+
+/// Quantizes the linears of a TorchScript module and puts gptq::linear_w4 in their place: codes of up to 4 bits as they
+/// are, wider ones as split_w8 makes them (where the group size divides the inputs; elsewhere the dequantized weight
+/// replaces the float one).
 ///
 /// Layer by layer in the order of execution, each calibrated on what the already quantized layers before it give
 /// (true-sequential). Two streams of activations are carried along, the float model's and the quantized model's, one

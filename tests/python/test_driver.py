@@ -133,8 +133,9 @@ def test_quantized_folder_keeps_what_is_not_quantized(quantized, demo_model):
         ["--no-bias-correction", "--no-row-guard", "--refine-sweeps", "0", "--scale-search", "minmax"],
         ["--search-damping", "--refine-sweeps", "3", "--target-alpha", "0.5"],
         ["--override", r"h\.0\.:bits=8,group_size=32", "--override", r"h\.1\.mlp:skip", "--override", r"h\.2\.:bits=4"],
-        ["--lm-head", "--group-size", "64"],
-        ["--skip", r"\.mlp\.", "--skip", "lm_head"],
+        ["--lm-head", "w4", "--group-size", "64"],
+        ["--lm-head", "w8", "--skip", r"\.mlp\."],
+        ["--bits", "8", "--group-size", "100"],
     ],
     ids=lambda options: " ".join(options),
 )
@@ -158,7 +159,7 @@ def test_overrides_decide_per_layer(gptq, demo_model, text, tmp_path):
     result = gptq(
         *["quantize", demo_model, "-o", tmp_path / "model", "--calibration", text[0], "--samples", "2"],
         *["--override", r"h\.[01]\.:bits=8,group_size=32", "--override", r"h\.1\.:bits=4"],
-        *["--override", r"mlp\.c_fc$:skip", "--lm-head", "--json", tmp_path / "report.json"],
+        *["--override", r"mlp\.c_fc$:skip", "--lm-head", "w4", "--json", tmp_path / "report.json"],
     )
     assert result.returncode == 0, result.stderr
     layers = {layer["name"]: layer for layer in json.loads((tmp_path / "report.json").read_text())["layers"]}

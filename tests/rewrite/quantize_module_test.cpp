@@ -283,9 +283,13 @@ TEST(QuantizeModule, TakesOptionsLayerByLayer) {
   };
   const QuantizedModule quantized = quantize_module(two_layers(), calibration_inputs(2, {20, 16}, 100), options);
   EXPECT_EQ(quantized.layers[0].bits, 8);
-  EXPECT_TRUE(quantized.layers[0].dequantized.defined());
+  EXPECT_EQ(quantized.layers[0].packed.sizes(), at::IntArrayRef({2, 4, 64}));
   EXPECT_EQ(quantized.layers[1].bits, 4);
-  EXPECT_TRUE(quantized.layers[1].packed.defined());
+  EXPECT_EQ(quantized.layers[1].packed.sizes(), at::IntArrayRef({1, 3, 64}));
+  const std::vector<PackedLinearInfo> found = find_packed_linears(quantized.module);
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(std::pair(found[0].in_features, found[0].stored_bits), std::pair(int64_t{16}, int64_t{8}));
+  EXPECT_EQ(std::pair(found[1].in_features, found[1].stored_bits), std::pair(int64_t{24}, int64_t{4}));
 }
 
 TEST(QuantizeModule, PaddingIsNotCounted) {
@@ -318,27 +322,32 @@ TEST(QuantizeModule, DropsVectorsThatAreNotFiniteWhereAsked) {
   EXPECT_EQ(quantized.layers[1].dropped, 1);
 }
 
-TEST(QuantizeModule, WritesOtherBitsBackDequantized) {
-  for (const int64_t bits : {2, 3, 8}) {
-    torch::jit::Module model = compose({{"a", conv1d(5, 7, 1)}, {"b", linear(3, 5, 3)}},
-                                       "def forward(self, x: Tensor) -> Tensor:\n"
-                                       "    return self.b.forward(self.a.forward(x))\n");
-    QuantizeModuleOptions options = options_with_group(-1);
-    options.quantize.bits = bits;
-    QuantizedModule quantized = quantize_module(model, calibration_inputs(2, {2, 5, 7}, 3), options);
-    ASSERT_EQ(quantized.layers.size(), 2u);
-    EXPECT_EQ(quantized.layers[0].dequantized.sizes(), (std::vector<int64_t>{7, 5}));
-    for (int64_t row = 0; row < 5; ++row) {
-      const auto levels = std::get<0>(at::_unique(quantized.layers[0].dequantized.select(1, row)));
-      EXPECT_LE(levels.numel(), int64_t{1} << bits);
+// Whatever holds it, the weight of a layer alone is the one that quantize_weight gives.
+TEST(QuantizeModule, RunsEveryNumberOfBits) {
+  for (const int64_t bits : {2, 3, 4, 5, 8}) {
+    for (const int64_t group_size : {-1, 4, 5}) {  // of 12 inputs: 5 leaves a short group, which two planes cannot have
+      for (const char* act_order : {"off", "dynamic"}) {
+        torch::jit::Module model = compose({{"a", conv1d(5, 12, 1)}},
+                                           "def forward(self, x: Tensor) -> Tensor:\n"
+                                           "    return self.a.forward(x)\n");
+        const auto calibration = calibration_inputs(2, {2, 20, 12}, 3);
+        QuantizeModuleOptions options = options_with_group(group_size);
+        options.quantize.bits = bits;
+        options.quantize.act_order = act_order;
+        QuantizedModule quantized = quantize_module(model, calibration, options);
+        ASSERT_EQ(quantized.layers.size(), 1u);
+        const bool packs = bits <= 4 || group_size != 5;
+        EXPECT_EQ(quantized.layers[0].packed.defined(), packs);
+        EXPECT_EQ(quantized.layers[0].dequantized.defined(), !packs);
+        const at::Tensor weight =
+            by_hand(weight_of(model, "a"), true, tensors_of(calibration), options.quantize).dequantize();
+        const at::Tensor x = random_tensor({3, 4, 12}, 8);
+        const at::Tensor expected = at::linear(x, weight, bias_of(model, "a"));
+        // 24 terms at most, each below 10, rounded to float32 by either side.
+        EXPECT_LT((run(quantized.module, x) - expected).abs().max().item<float>(), 2 * 24 * 10 * 6e-8)
+            << bits << " bits, group size " << group_size << ", act-order " << act_order;
+      }
     }
-    const at::Tensor x = random_tensor({1, 4, 7}, 8);
-    const at::NoGradGuard no_grad;
-    const at::Tensor a = at::addmm(bias_of(model, "a"), x.view({-1, 7}), quantized.layers[0].dequantized);
-    const at::Tensor expected = at::linear(a.view({1, 4, 5}), quantized.layers[1].dequantized, bias_of(model, "b"));
-    // TorchScript may run the products in another order: a sum of K terms then differs by at most K roundings of terms
-    // whose sum is below 100 here.
-    EXPECT_LT((run(quantized.module, x) - expected).abs().max().item<float>(), 7 * 100 * 6e-8);
   }
 }
 
