@@ -27,6 +27,7 @@ from bench_quality_windows import draw_windows
 
 WORKER = Path(__file__).with_name("bench_quality_gptqmodel.py")
 
+# All keep lm_head in float, as gptqmodel does, where the flags do not say otherwise.
 # Names that begin with gptqmodel are run by it, with flags of bench_quality_gptqmodel.py; other flags are the driver's.
 VARIANTS = {
     "rtn": "--mode rtn",
@@ -41,7 +42,8 @@ VARIANTS = {
     "default without row guard": "--no-row-guard",
     "default with damping 0.05": "--damping 0.05",
     "default with searched damping": "--search-damping",
-    "default with lm_head": "--lm-head w4",
+    "default with lm_head in 8 bits": "--lm-head w8",
+    "default with lm_head in 4 bits": "--lm-head w4",
 }
 
 # Threads that spin while they wait slow each other down manyfold on a busy machine. gptqmodel needs a second worker of
@@ -234,7 +236,8 @@ class Bench:
             return [*head, "--windows", self.windows(model, draw), *common]
         draws = ["--samples", self.args.samples, "--sequence-length", self.args.sequence_length, "--seed", draw]
         head = [self.args.driver, "quantize", model[1], "-o", out, "--calibration", self.args.text / "train.txt"]
-        return [*head, *draws, *common]
+        keep_head = [] if "--lm-head" in variant.flags else ["--lm-head", "keep"]
+        return [*head, *draws, *keep_head, *common]
 
     def score(self, model, out):
         """Score the model in `out` against the float one."""

@@ -174,7 +174,9 @@ void QuantizeCommand::run() {
   save(model, quantized);
   const int64_t bytes_per_float = stored_element_size(model);
   for (const QuantizedLinear& layer : quantized.layers) {
-    summary.linear_bytes_before += layer.out_features * layer.in_features * bytes_per_float;
+    // The weight of a tied head stays in the file, as the embedding.
+    const bool tied = layer.name == "lm_head" && model.config && model.config->tie_word_embeddings;
+    summary.linear_bytes_before += tied ? 0 : layer.out_features * layer.in_features * bytes_per_float;
     summary.linear_bytes_after += layer.bytes();
   }
   summary.layers = std::move(quantized.layers);

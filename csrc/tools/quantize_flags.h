@@ -19,7 +19,7 @@ struct QuantizeFlags {
  private:
   std::vector<std::string> skip_;
   std::vector<std::string> overrides_;
-  std::string lm_head_ = "keep";
+  std::string lm_head_ = "w8";
   bool asymmetric_ = false;
   bool no_row_guard_ = false;
   bool no_bias_correction_ = false;

@@ -78,16 +78,19 @@ def test_report_has_every_layer_and_its_figures(quantized, demo_model):
     config = json.loads((demo_model / "config.json").read_text())
     width = config["n_embd"]
     shapes = [[3 * width, width], [width, width], [4 * width, width], [width, 4 * width]] * config["n_layer"]
-    assert [layer["shape"] for layer in report["layers"]] == shapes
+    head = [config["vocab_size"], width]
+    assert [layer["shape"] for layer in report["layers"]] == [*shapes, head]
     for layer in report["layers"]:
         assert 0 < layer["loss"] < layer["rtn_loss"], layer
         assert 0 < layer["relative_error"] < layer["rtn_relative_error"] < 1, layer
         assert layer["damping"] == 0.01
         assert layer["samples"] == 32 * 256
     weights = sum(n * k for n, k in shapes)
+    # The head is the embedding in the float model and a weight of its own in the quantized one.
     assert report["bytes"]["linears_before"] == 2 * weights
-    # 4 bits a weight, and one f16 scale for 128 of them.
-    assert report["bytes"]["linears_after"] == weights // 2 + 2 * weights // 128
+    # 4 bits a weight, and one f16 scale for 128 of them; the head has 8 bits and, twice, a scale and zero point a row.
+    blocks = weights // 2 + 2 * weights // 128
+    assert report["bytes"]["linears_after"] == blocks + head[0] * head[1] + 2 * 3 * head[0]
 
 
 def test_perplexity_is_the_same_to_the_last_bit_after_loading(gptq, quantized, text, tmp_path):
@@ -256,13 +259,16 @@ def test_progress_is_plain_lines_away_from_a_terminal(gptq, demo_model, text, tm
 
 
 def test_inspect_lists_the_linears(gptq, quantized, demo_model, tmp_path):
-    for model, form in ((demo_model, "float, [inputs, outputs]"), (quantized[0], "packed 4-bit")):
+    forms = [(demo_model, "float, [inputs, outputs]", "float, [outputs, inputs]")]
+    forms.append((quantized[0], "packed 4-bit", "packed 8-bit"))
+    for model, form, head in forms:
         assert gptq("inspect", model, "--json", tmp_path / "inspect.json").returncode == 0
         report = json.loads((tmp_path / "inspect.json").read_text())
         linears = {entry["name"]: entry for entry in report["linears"]}
         assert linears["transformer.h.0.mlp.c_fc"]["weight"] == form
         assert linears["transformer.h.0.mlp.c_fc"]["shape"] == [1024, 256]
-        assert linears["lm_head"]["weight"] == "float, [outputs, inputs]"
+        assert linears["lm_head"]["shape"] == [4096, 256]
+        assert linears["lm_head"]["weight"] == head
 
 
 def test_help_and_version(gptq):
