@@ -47,6 +47,10 @@ struct LinearW4Group {
   bool ends_span;
 };
 
+/// Digits are stored, and may be read, for a multiple of kDigitRows tokens if there are more than kUntiledRows.
+inline constexpr int64_t kDigitRows = 16;
+inline constexpr int64_t kUntiledRows = 4;
+
 /// What x and y hold. 16-bit values are widened before and rounded, to nearest even, after the arithmetic above.
 enum class LinearW4Type : uint8_t { kF32, kBf16, kF16 };
 
@@ -67,8 +71,8 @@ struct LinearW4Problem {
   int64_t n_groups;
 
   // Written by split, read by multiply.
-  int8_t* x_digits;      // [m][digit_stride]; a token is [digit atoms][digits][8]
-  int64_t digit_stride;  // bytes, at least one atom's digits more than a token holds
+  int8_t* x_digits;      // [m][digit_stride]; a token is [digit atoms][digits][8], for AMX [group][digits][atoms][8]
+  int64_t digit_stride;  // bytes, at least 64 more than a token holds
   float* x_scales;       // [m, n_groups]: s_x
   int32_t* x_sums;       // [m, n_groups, digits]: sum of each digit over the group
 };
@@ -84,5 +88,6 @@ extern const LinearW4Kernel kLinearW4Scalar;
 extern const LinearW4Kernel kLinearW4Avx2;
 extern const LinearW4Kernel kLinearW4AvxVnni;
 extern const LinearW4Kernel kLinearW4Avx512vnni;
+extern const LinearW4Kernel kLinearW4Amx;
 
 }  // namespace gptq

@@ -16,8 +16,8 @@ namespace gptq {
 /// operand.) The result therefore has the same bits on every instruction set, for every number of threads and for a row
 /// alone as in a batch. A row that holds a NaN or an infinity comes out as NaN in every column.
 ///
-/// On the CPU the best instruction set of the machine is used. The environment variable GPTQ_CPU_ISA (scalar, avx2 or
-/// avx512vnni) forces one, and the operator throws where the machine lacks it.
+/// On the CPU the best instruction set of the machine is used. The environment variable GPTQ_CPU_ISA (scalar, avx2,
+/// avxvnni, avx512vnni or amx) forces one, and the operator throws where the machine lacks it.
 ///
 /// Inference only: backward through the result throws.
 ///

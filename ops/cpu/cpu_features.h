@@ -17,6 +17,7 @@ inline constexpr uint32_t kCpuAvx512dq = 1u << 6;
 inline constexpr uint32_t kCpuAvx512vnni = 1u << 7;
 inline constexpr uint32_t kCpuAvx512bf16 = 1u << 8;
 inline constexpr uint32_t kCpuAvxVnni = 1u << 9;
+inline constexpr uint32_t kCpuAmxInt8 = 1u << 10;  ///< and leave of the operating system to use tiles
 
 /// One entry of a priority list: the features that all have to be there.
 struct CpuLevel {
@@ -24,7 +25,8 @@ struct CpuLevel {
   uint32_t required;
 };
 
-/// The features that the processor has and the operating system keeps the registers of.
+/// The features that the processor has and the operating system keeps the registers of. Asks Linux for leave to use AMX
+/// tiles, once for the process.
 uint32_t cpu_features();
 
 /// The index in levels, best first, of the level to use on a machine with these features.

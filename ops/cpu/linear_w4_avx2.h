@@ -41,13 +41,13 @@ struct Avx2 {
 
   // Adding 128 to every digit makes the digits the bytes of the sum; flipping the top bits takes the 128 off again.
   template <int D>
-  static void split(const float* x, int64_t vectors, float lift, float ratio, int8_t* digits, int32_t* sums) {
+  static void split(const float* x, int64_t atoms, float lift, float ratio, int8_t* digits, int32_t* sums) {
     const __m256i offset = _mm256_set1_epi32(D == 1 ? 0x80 : D == 2 ? 0x8080 : 0x808080);
     const __m256i by_digit =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     __m256i total[D];
     for (int d = 0; d < D; ++d) total[d] = _mm256_setzero_si256();
-    for (int64_t i = 0; i < 2 * vectors; ++i) {
+    for (int64_t i = 0; i < atoms; ++i) {
       const __m256 lifted = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(lift));
       __m256i value = _mm256_cvtps_epi32(_mm256_mul_ps(lifted, _mm256_set1_ps(ratio)));
       value = _mm256_xor_si256(_mm256_add_epi32(value, offset), offset);

@@ -18,10 +18,13 @@ struct Candidate {
   const LinearW4Kernel* kernel;
 };
 
+constexpr uint32_t kAvx512vnni =
+    kCpuAvx512f | kCpuAvx512bw | kCpuAvx512vl | kCpuAvx512dq | kCpuAvx512vnni | kCpuFma | kCpuF16c;
+
 // Best first.
 constexpr Candidate kCandidates[] = {
-    {{"avx512vnni", kCpuAvx512f | kCpuAvx512bw | kCpuAvx512vl | kCpuAvx512dq | kCpuAvx512vnni | kCpuFma | kCpuF16c},
-     &kLinearW4Avx512vnni},
+    {{"amx", kAvx512vnni | kCpuAmxInt8}, &kLinearW4Amx},
+    {{"avx512vnni", kAvx512vnni}, &kLinearW4Avx512vnni},
     {{"avxvnni", kCpuAvxVnni | kCpuAvx2 | kCpuFma | kCpuF16c}, &kLinearW4AvxVnni},
     {{"avx2", kCpuAvx2 | kCpuFma | kCpuF16c}, &kLinearW4Avx2},
     {{"scalar", 0}, &kLinearW4Scalar},
@@ -75,11 +78,12 @@ void run_row_block(const LinearW4Kernel& kernel, const LinearW4Problem& p) {
 void run(const LinearW4Kernel& kernel, LinearW4Problem p, const std::vector<LinearW4Group>& groups) {
   const int64_t rows = std::min(p.m, kRowBlock), total = p.m;
   const int64_t atoms = groups.empty() ? 0 : groups.back().digit_atom + groups.back().atoms;
-  // One cache line more than the digits: split writes whole vectors, and rows do not all start in the same cache set.
+  // One cache line more than the digits: AMX reads whole lines, and rows do not all start in the same cache set.
   p.digit_stride = (atoms * p.digits * kAtomColumns + 63) / 64 * 64 + 64;
   p.groups = groups.data();
   p.n_groups = static_cast<int64_t>(groups.size());
-  const at::Tensor digits = at::empty({rows * p.digit_stride}, at::kChar);
+  const int64_t digit_rows = rows <= kUntiledRows ? rows : (rows + kDigitRows - 1) / kDigitRows * kDigitRows;
+  const at::Tensor digits = at::empty({digit_rows * p.digit_stride}, at::kChar);
   const at::Tensor x_scales = at::empty({rows * p.n_groups}, at::kFloat);
   const at::Tensor x_sums = at::empty({rows * p.n_groups * p.digits}, at::kInt);
   p.x_digits = digits.mutable_data_ptr<int8_t>();

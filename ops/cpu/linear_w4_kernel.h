@@ -1,7 +1,7 @@
 // The loops that all CPU kernels of linear_w4 share. An instruction set is a type Isa with
 //   Int, Float             16 lanes, one per column of a block
 //   rows(D), blocks(R, D)  largest register tile: rows of x, and blocks of 16 columns beside each other
-//   max_magnitude, split   step 2 of the arithmetic in linear_w4.h over whole vectors
+//   max_magnitude, split   step 2 of the arithmetic in linear_w4.h, over vectors of 16 values and over atoms
 //   dot                    step 3, one activation group
 //   and the lane-wise operations that split_group and multiply_tile use.
 // Everything is in an unnamed namespace: each kernel file is compiled for its own instruction set, and the linker must
@@ -68,7 +68,7 @@ void split_group(const LinearW4Problem& p, int64_t row, const LinearW4Group& gro
   }
   const float lift = magnitude < 0x1p-64f ? 0x1p80f : 1.0f;
   *scale = magnitude / 127.0f;
-  Isa::template split<D>(source, vectors, lift, digit_range(D) / (magnitude * lift), digits, sums);
+  Isa::template split<D>(source, group.atoms, lift, digit_range(D) / (magnitude * lift), digits, sums);
 }
 
 template <class Isa, int D>

@@ -28,10 +28,10 @@ struct Scalar {
 
   // Adding 128 to every digit makes the digits the bytes of the sum.
   template <int D>
-  static void split(const float* x, int64_t vectors, float lift, float ratio, int8_t* digits, int32_t* sums) {
+  static void split(const float* x, int64_t atoms, float lift, float ratio, int8_t* digits, int32_t* sums) {
     constexpr int32_t kOffset = D == 1 ? 0x80 : D == 2 ? 0x8080 : 0x808080;
     for (int d = 0; d < D; ++d) sums[d] = 0;
-    for (int64_t i = 0; i < 16 * vectors; ++i) {
+    for (int64_t i = 0; i < kAtomColumns * atoms; ++i) {
       const int32_t value = static_cast<int32_t>(__builtin_lrintf(x[i] * lift * ratio)) + kOffset;
       for (int d = 0; d < D; ++d) {
         const int32_t digit = ((value >> (8 * d)) & 0xff) - 128;

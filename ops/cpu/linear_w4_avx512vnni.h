@@ -1,0 +1,135 @@
+// linear_w4 for AVX-512 with VNNI: vpdpbusd multiplies four columns' codes with four digits in each lane. Digits says
+// where a token's digits of one activation group lie.
+#pragma once
+
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc 12's own AVX-512 header sets off these warnings (gcc bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include "cpu/linear_w4_kernel.h"
+
+namespace gptq {
+namespace {
+
+// Digits of an atom beside each other, as linear_w4.h has it.
+struct InterleavedDigits {
+  template <int D>
+  static int64_t at(int64_t atom, int digit, int64_t) {
+    return (atom * D + digit) * kAtomColumns;
+  }
+};
+
+template <class Digits>
+struct Avx512vnni {
+  using Int = __m512i;
+  using Float = __m512;
+
+  static constexpr int rows(int) { return 4; }
+  // R·C·D accumulators, at most 24 of the 32 registers; at R = 1 several columns hide the latency.
+  static constexpr int blocks(int rows, int digits) { return rows <= 2 || digits == 1 ? 4 : 2; }
+
+  static __mmask16 mask(int64_t count) { return static_cast<__mmask16>(0xffff >> (16 - count)); }
+
+  static uint32_t max_magnitude(const float* x, int64_t vectors) {
+    __m512i largest = _mm512_setzero_si512();
+    for (int64_t i = 0; i < vectors; ++i) {
+      const __m512i bits = _mm512_and_si512(_mm512_loadu_si512(x + 16 * i), _mm512_set1_epi32(0x7fffffff));
+      largest = _mm512_max_epu32(largest, bits);
+    }
+    return _mm512_reduce_max_epu32(largest);
+  }
+
+  // Adding 128 to every digit makes the digits the bytes of the sum; flipping the top bits takes the 128 off again.
+  template <int D>
+  static void split(const float* x, int64_t atoms, float lift, float ratio, int8_t* digits, int32_t* sums) {
+    const __m512i offset = _mm512_set1_epi32(D == 1 ? 0x80 : D == 2 ? 0x8080 : 0x808080);
+    __m512i total[D];
+    for (int d = 0; d < D; ++d) total[d] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < atoms; i += 2) {
+      const __m512 lifted = _mm512_mul_ps(_mm512_loadu_ps(x + i * kAtomColumns), _mm512_set1_ps(lift));
+      __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(lifted, _mm512_set1_ps(ratio)));
+      value = _mm512_xor_si512(_mm512_add_epi32(value, offset), offset);
+      for (int d = 0; d < D; ++d) {
+        const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_srli_epi32(value, 8 * d));
+        total[d] = _mm512_add_epi32(total[d], _mm512_cvtepi8_epi32(bytes));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(digits + Digits::template at<D>(i, d, atoms)), bytes);
+        if (i + 1 < atoms) {
+          _mm_storel_epi64(reinterpret_cast<__m128i*>(digits + Digits::template at<D>(i + 1, d, atoms)),
+                           _mm_srli_si128(bytes, 8));
+        }
+      }
+    }
+    for (int d = 0; d < D; ++d) sums[d] = _mm512_reduce_add_epi32(total[d]);
+  }
+
+  static __m512i broadcast_digits(const int8_t* four) {
+    int32_t value;
+    __builtin_memcpy(&value, four, sizeof(value));
+    return _mm512_set1_epi32(value);
+  }
+
+  template <int R, int C, int D>
+  [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t block_stride,
+                                         const int8_t* digits, int64_t digit_stride, int64_t atoms) {
+    const __m512i nibble = _mm512_set1_epi32(0x0f0f0f0f);
+    for (int64_t i = 0; i < atoms; ++i) {
+      __m512i low[C], high[C];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        const __m512i codes = _mm512_loadu_si512(weights + c * block_stride + i * kAtomBytes);
+        low[c] = _mm512_and_si512(codes, nibble);
+        high[c] = _mm512_and_si512(_mm512_srli_epi32(codes, 4), nibble);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int d = 0; d < D; ++d) {
+          const int8_t* digit = digits + r * digit_stride + Digits::template at<D>(i, d, atoms);
+          const __m512i first = broadcast_digits(digit), second = broadcast_digits(digit + 4);
+#pragma GCC unroll 4
+          for (int c = 0; c < C; ++c) j[r][c][d] = _mm512_dpbusd_epi32(j[r][c][d], low[c], first);
+#pragma GCC unroll 4
+          for (int c = 0; c < C; ++c) j[r][c][d] = _mm512_dpbusd_epi32(j[r][c][d], high[c], second);
+        }
+    }
+  }
+
+  static Float broadcast(float value) { return _mm512_set1_ps(value); }
+  static Int broadcast_int(int32_t value) { return _mm512_set1_epi32(value); }
+  static Int scale_int(Int a, int32_t b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
+  static Int shift8_add(Int high, Int low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+  static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
+  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Int load_u8(const uint8_t* from, int64_t count) {
+    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask(count), from));
+  }
+  static Float load_f16(const uint16_t* from, int64_t count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), from));
+  }
+  static Float load_bf16(const uint16_t* from, int64_t count) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(count), from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  }
+  static void store_f16(uint16_t* to, Float value, int64_t count) {
+    _mm256_mask_storeu_epi16(to, mask(count), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void store_bf16(uint16_t* to, Float value, int64_t count) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i result = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_mask_storeu_epi16(to, mask(count), _mm512_cvtepi32_epi16(result));
+  }
+  static Float load(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), from); }
+  static void store(float* to, Float value, int64_t count) { _mm512_mask_storeu_ps(to, mask(count), value); }
+};
+
+}  // namespace
+
+}  // namespace gptq
