@@ -47,7 +47,10 @@ void check_linear_w4(const at::Tensor& input, const at::Tensor& packed, const at
   TORCH_CHECK(scales.dim() == 2, "linear_w4: scales must be [n_groups, N], got ", scales.sym_sizes());
 
   const c10::SymInt k = input.sym_size(-1), n = scales.sym_size(1);
-  const c10::SymInt groups = group_size == -1 ? c10::SymInt(k == 0 ? 0 : 1) : ceil_div(k, group_size);
+  // No sum here can leave 64 bits, however large group_size is.
+  constexpr int64_t kWidest = int64_t{1} << 62;
+  const c10::SymInt groups =
+      group_size == -1 ? c10::SymInt(k == 0 ? 0 : 1) : ceil_div(k, std::min(group_size, kWidest));
   check_shape(scales, "scales", "[n_groups, N]", {groups, n});
   check_shape(packed, "packed", "[ceil(N/16), ceil(K/8), 64]",
               {ceil_div(n, kAtomRows), ceil_div(k, kAtomColumns), c10::SymInt(kAtomBytes)});

@@ -22,7 +22,7 @@ struct W4Weight {
 
 inline W4Weight random_w4_weight(int64_t n, int64_t k, int64_t group_size, bool with_zeros, uint64_t seed) {
   at::Generator generator = at::detail::createCPUGenerator(seed);
-  const int64_t groups = group_size == -1 ? (k > 0) : (k + group_size - 1) / group_size;
+  const int64_t groups = group_size == -1 || group_size > k ? (k > 0) : (k + group_size - 1) / group_size;
   W4Weight weight;
   weight.codes = at::randint(0, 16, {n, k}, generator, at::kByte);
   weight.packed = pack_w4(weight.codes);

@@ -171,7 +171,7 @@ def forward(self, ids: Tensor) -> Tensor:
     TORCH_CHECK(!split || k % group_size == 0, "config.json: quantization_config: group_size of ", show(path),
                 " must divide its ", k, " inputs, since it is packed with ", bits, " bits, got ", group_size);
     const int64_t width = split ? 2 * k : k;
-    const int64_t groups = group_size == -1 ? 1 : (width + group_size - 1) / group_size;
+    const int64_t groups = group_size == -1 ? 1 : (width - 1) / group_size + 1;
     Module module = new_module(path);
     module.register_buffer("packed",
                            checkpoint_.typed(path + ".packed", at::kByte, {(n + 15) / 16, (width + 7) / 8, 64}));
