@@ -29,12 +29,17 @@ using torch::jit::Value;
 /// One weight to quantize. Several linears may use it; its Hessian is complete at the last of them.
 struct Layer {
   explicit Layer(const LinearNode& linear)
-      : name(linear.name), weight(linear.weight), bias(linear.bias), conv1d(linear.conv1d) {}
+      : name(linear.name),
+        weight(linear.weight),
+        bias(linear.bias),
+        conv1d(linear.conv1d),
+        embedding(linear.embedding) {}
 
   std::string name;
   at::Tensor weight;  ///< as stored
   at::Tensor bias;    ///< undefined: none
   bool conv1d;
+  bool embedding;
   size_t last_stage = 0;
   size_t uses = 0;
   bool nested = false;  ///< a use stands inside a loop or a branch, where the float model's inputs are not known
@@ -337,7 +342,7 @@ QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
   QuantizeResult result;
   at_layer(layer, [&] { result = quantize_weight(weight, statistics, options); });
   QuantizedLinear quantized;
-  static_cast<LinearInfo&>(quantized) = {layer.name, weight.size(0), weight.size(1), layer.conv1d};
+  static_cast<LinearInfo&>(quantized) = {layer.name, weight.size(0), weight.size(1), layer.conv1d, layer.embedding};
   quantized.bits = options.bits;
   quantized.group_size = result.group_size;
   quantized.nsamples = layer.observer->nsamples();

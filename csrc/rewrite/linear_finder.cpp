@@ -4,6 +4,7 @@
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/passes/lower_tuples.h>
 
+#include <set>
 #include <sstream>
 #include <string_view>
 
@@ -130,11 +131,18 @@ std::shared_ptr<Graph> flatten_forward(const torch::jit::Module& module) {
 
 std::vector<LinearNode> find_linears(Graph& graph, const torch::jit::Module& module) {
   std::vector<LinearNode> found;
+  std::set<const void*> embeddings;
   for_each_node(graph.block(), [&](Node* node) {
     if (auto linear = match(node, module)) {
       found.push_back(std::move(*linear));
+    } else if (node->kind() == c10::aten::embedding) {
+      const at::Tensor weight = fixed_tensor(node->input(0), module);
+      embeddings.insert(weight.defined() ? weight.const_data_ptr() : nullptr);
     }
   });
+  for (LinearNode& linear : found) {
+    linear.embedding = embeddings.count(linear.weight.const_data_ptr()) > 0;
+  }
   return found;
 }
 

@@ -22,6 +22,7 @@ struct LinearNode {
   at::Tensor weight;  ///< [N, K], or [K, N] if conv1d
   at::Tensor bias;    ///< [N]; undefined: none
   bool conv1d = false;
+  bool embedding = false;  ///< the weight is also looked up by an aten::embedding
 
   torch::jit::Value* input() const { return node->input(input_index); }
   int64_t out_features() const { return weight.size(conv1d ? 1 : 0); }

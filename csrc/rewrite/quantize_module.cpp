@@ -11,7 +11,7 @@ namespace gptq {
 namespace {
 
 LinearInfo info_of(const rewrite::LinearNode& linear) {
-  return {linear.name, linear.out_features(), linear.in_features(), linear.conv1d};
+  return {linear.name, linear.out_features(), linear.in_features(), linear.conv1d, linear.embedding};
 }
 
 }  // namespace

@@ -144,8 +144,8 @@ void QuantizeCommand::save(const LoadedModel& model, const QuantizedModule& quan
 
 void QuantizeCommand::run() {
   const auto start = Clock::now();
-  flags.resolve();
   const LoadedModel model = input.load();
+  flags.resolve(find_linears(model.module));
   if (model.kind == ModelKind::kHuggingFace) {
     check_output_folder(output);
   }
@@ -174,9 +174,8 @@ void QuantizeCommand::run() {
   save(model, quantized);
   const int64_t bytes_per_float = stored_element_size(model);
   for (const QuantizedLinear& layer : quantized.layers) {
-    // The weight of a tied head stays in the file, as the embedding.
-    const bool tied = layer.name == "lm_head" && model.config && model.config->tie_word_embeddings;
-    summary.linear_bytes_before += tied ? 0 : layer.out_features * layer.in_features * bytes_per_float;
+    // The weight of a tied head stays, as the embedding.
+    summary.linear_bytes_before += layer.embedding ? 0 : layer.out_features * layer.in_features * bytes_per_float;
     summary.linear_bytes_after += layer.bytes();
   }
   summary.layers = std::move(quantized.layers);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <regex>
+#include <set>
 #include <sstream>
 
 namespace gptq::tools {
@@ -49,7 +50,7 @@ struct Override {
 
 }  // namespace
 
-void QuantizeFlags::resolve() {
+void QuantizeFlags::resolve(const std::vector<LinearInfo>& linears) {
   options.quantize.symmetric = !asymmetric_;
   options.quantize.row_guard = !no_row_guard_;
   options.quantize.correct_bias = !no_bias_correction_;
@@ -58,26 +59,28 @@ void QuantizeFlags::resolve() {
   for (const std::string& text : overrides_) {
     overrides.push_back(Override::parse(text));
   }
-  const std::regex head(R"((^|\.)lm_head$)");
+  std::set<std::string> heads;
+  for (const LinearInfo& linear : linears) {
+    if (linear.embedding || linear.name == "lm_head" || linear.name.ends_with(".lm_head")) {
+      heads.insert(linear.name);
+    }
+  }
   std::vector<std::regex> skipped;
   for (const std::string& pattern : skip_) {
     skipped.push_back(regex_of(pattern, "--skip"));
   }
-  if (lm_head_ == "keep") {
-    skipped.push_back(head);
-  }
+  const bool keeps_heads = lm_head_ == "keep", wide_heads = lm_head_ == "w8";
   const auto matches = [](const std::string& name) {
     return [&name](const std::regex& pattern) { return std::regex_search(name, pattern); };
   };
   options.skip = [=](const std::string& name) {
     const auto overridden = [&](const Override& override) { return override.skip && matches(name)(override.pattern); };
-    return std::any_of(skipped.begin(), skipped.end(), matches(name)) ||
+    return (keeps_heads && heads.count(name) > 0) || std::any_of(skipped.begin(), skipped.end(), matches(name)) ||
            std::any_of(overrides.begin(), overrides.end(), overridden);
   };
-  const bool wide_head = lm_head_ == "w8";
-  options.quantize_layer = [overrides, matches, head, wide_head, common = options.quantize](const std::string& name) {
+  options.quantize_layer = [=, common = options.quantize](const std::string& name) {
     QuantizeOptions result = common;
-    if (wide_head && matches(name)(head)) {
+    if (wide_heads && heads.count(name) > 0) {
       result.bits = 8;
       result.group_size = -1;
     }
@@ -96,8 +99,10 @@ void QuantizeFlags::add_to(CLI::App& command) {
   add_solver_flags(command);
   command.add_option("--skip", skip_, "Regular expressions of layers that keep their weights");
   command
-      .add_option("--lm-head", lm_head_,
-                  "What becomes of lm_head: keep (its weight), w8 (8 bits, one group per row) or w4 (as all others)")
+      .add_option(
+          "--lm-head", lm_head_,
+          "What becomes of lm_head, or a linear whose weight is also an embedding: keep (its weight), w8 (8 bits, "
+          "one group per row) or w4 (as all others)")
       ->capture_default_str()
       ->check(CLI::IsMember({"keep", "w8", "w4"}));
   command.add_option("--override", overrides_,

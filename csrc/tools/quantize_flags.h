@@ -13,8 +13,8 @@ struct QuantizeFlags {
   QuantizeModuleOptions options;
 
   void add_to(CLI::App& command);
-  /// Fills in what the flags say. Throws if one of them makes no sense.
-  void resolve();
+  /// Fills in what the flags say of a model with these linears. Throws if one of them makes no sense.
+  void resolve(const std::vector<LinearInfo>& linears);
 
  private:
   std::vector<std::string> skip_;

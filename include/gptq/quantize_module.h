@@ -15,7 +15,8 @@ struct LinearInfo {
   std::string name;  ///< attribute path of the weight without its last part, ".weight" or ".packed"
   int64_t out_features = 0;
   int64_t in_features = 0;
-  bool conv1d = false;  ///< weight stored as [K, N], as GPT-2's Conv1D does
+  bool conv1d = false;     ///< weight stored as [K, N], as GPT-2's Conv1D does
+  bool embedding = false;  ///< the weight is also that of an aten::embedding, as a tied lm_head's is
 };
 
 /// A linear after quantization. Either packed, scales and zeros are set or, with more than 4 bits in groups that do not

@@ -292,6 +292,22 @@ TEST(QuantizeModule, TakesOptionsLayerByLayer) {
   EXPECT_EQ(std::pair(found[1].in_features, found[1].stored_bits), std::pair(int64_t{24}, int64_t{4}));
 }
 
+TEST(QuantizeModule, TellsWhichWeightIsAnEmbeddingToo) {
+  torch::jit::Module model("Tied");
+  model.register_parameter("table", random_tensor({20, 8}, 1), false);
+  model.register_module("fc", linear(8, 8, 2));
+  model.define(
+      "def forward(self, ids: Tensor) -> Tensor:\n"
+      "    return torch.linear(self.fc.forward(torch.embedding(self.table, ids)), self.table)\n");
+  model.eval();
+  for (const torch::jit::Module& each : {model, torch::jit::freeze(model)}) {
+    const std::vector<LinearInfo> found = find_linears(each);
+    ASSERT_EQ(found.size(), 2u);
+    EXPECT_FALSE(found[0].embedding);
+    EXPECT_TRUE(found[1].embedding);
+  }
+}
+
 TEST(QuantizeModule, PaddingIsNotCounted) {
   torch::jit::Module model = two_layers();
   QuantizeModuleOptions options = options_with_group(8);
