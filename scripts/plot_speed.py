@@ -136,7 +136,9 @@ def print_levels(levels):
 def print_peers(report):
     """Print how many times as fast as each peer linear_w4 is, by shape and rows."""
     for title, (own, dtype) in PEER_DTYPES.items():
-        names = [name for name in report["results"][0]["speedup"] if name != own and ("bf16" in name) == (dtype == "bf16")]
+        names = [
+            name for name in report["results"][0]["speedup"] if name != own and ("bf16" in name) == (dtype == "bf16")
+        ]
         rows = []
         for result in report["results"]:
             seconds = {name: result["seconds"][name]["median"] for name in [own, *names]}
