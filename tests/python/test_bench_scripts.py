@@ -1,6 +1,7 @@
 """The benchmark scripts that compare with Python: what they compare with is right, and they run."""
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 pytest.importorskip("gptq")
 import bench_peers  # noqa: E402
 import bench_quantize  # noqa: E402
+import plot_speed  # noqa: E402
 
 
 def test_the_published_loop_quantizes_well():
@@ -56,3 +58,24 @@ def test_ratios_are_to_the_dense_linear_of_the_same_input():
     assert set(result["speedup"]) == set(names)
     assert result["speedup"]["torch f32"]["median"] == result["speedup"]["torch bf16"]["median"] == 1
     assert result["error"]["linear_w4 exact"] < 1e-6
+
+
+def test_plot_speed_draws_and_tabulates(driver_path, tmp_path, monkeypatch, capsys):
+    linear, peers = tmp_path / "linear.json", tmp_path / "peers.json"
+    arguments = ["--shapes", "64x48,96x48", "--tokens", "1,5", "--group-size", "32", "--rounds", "2", "--json", linear]
+    subprocess.run([str(part) for part in (driver_path, "bench", "linear", *arguments)], check=True)
+    weight = bench_peers.Weight(64, 48, 32)
+    left_out = {name for name, _, _ in bench_peers.CONTENDERS if not name.startswith(("linear_w4", "torch"))}
+    results = [bench_peers.measure(weight, bench_peers.make_calls(weight, left_out), m, rounds=2) for m in (1, 5)]
+    peers.write_text(json.dumps({"left_out": {"nobody": "is not here"}, "results": results}))
+    capsys.readouterr()
+    paths = ["--linear", f"avx9={linear}", "--dram", str(linear), "--peers", str(peers)]
+    monkeypatch.setattr("sys.argv", ["plot_speed.py", str(tmp_path / "plots"), *paths])
+    plot_speed.main()
+    for name in ("levels", "bandwidth", "peers"):
+        assert (tmp_path / "plots" / f"speed_{name}.png").stat().st_size > 5000
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith(("| 64 × 48 | 1 |", "| 96 × 48 | 5 |"))]) == 4
+    assert "left out: nobody: is not here" in lines
+    microseconds = 1e6 * results[0]["seconds"]["linear_w4 exact"]["median"]
+    assert any(line.startswith(f"| 64 × 48 | 1 | {microseconds:.0f} |") for line in lines)
