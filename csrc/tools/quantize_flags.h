@@ -14,12 +14,14 @@ struct QuantizeFlags {
 
   void add_to(CLI::App& command);
   /// Fills in what the flags say. Throws if one of them makes no sense.
-  void resolve();
+  /// @param keep_head whether the checkpoint to be written cannot hold a quantized lm_head
+  void resolve(bool keep_head);
 
  private:
   std::vector<std::string> skip_;
   std::vector<std::string> overrides_;
   std::string lm_head_ = "w8";
+  CLI::Option* lm_head_option_ = nullptr;
   bool asymmetric_ = false;
   bool no_row_guard_ = false;
   bool no_bias_correction_ = false;
