@@ -155,7 +155,8 @@ TEST(GptqFormat, ThePackedFormGoesThereAndBack) {
     EXPECT_TRUE(back.scales.equal(weight.scales)) << text(c);
     EXPECT_TRUE(back.zeros.equal(weight.zeros)) << text(c);
     ASSERT_EQ(back.input_order.has_value(), weight.input_order.has_value()) << text(c);
-    if (back.input_order) EXPECT_TRUE(back.input_order->equal(*weight.input_order)) << text(c);
+    if (!back.input_order) continue;
+    EXPECT_TRUE(back.input_order->equal(*weight.input_order)) << text(c);
   }
 }
 
@@ -224,7 +225,7 @@ TEST(GptqFormat, MalformedTensorsAreNamed) {
   refuse([](GptqTensors& t) { t.scales = t.scales.slice(0, 1); }, "layer.scales must have shape [3, 24], got [2, 24]");
   refuse([](GptqTensors& t) { t.scales = t.scales.to(at::kInt); }, "layer.scales must be floating point, got Int");
   refuse([](GptqTensors& t) { t.scales = t.scales * NAN; }, "layer.scales must be finite");
-  refuse(keep, "layer.qzeros must have shape", {2, 16});
+  refuse(keep, "layer.qweight must have columns that fill whole words", {2, 16});
   refuse(keep, "layer.qzeros must have shape", {8, 16});
   refuse(keep, "layer.qweight must be Int [K bits / 32, N] with bits = 3", {3, 16});
   refuse(keep, "layer: bits must be 2, 3, 4 or 8, got 5", {5, 16});
