@@ -32,7 +32,7 @@ void join_planes(CodedWeight& weight) {
 }  // namespace
 
 int64_t group_count(int64_t k, int64_t group_size) {
-  return group_size == -1 ? 1 : (k + group_size - 1) / group_size;
+  return group_size == -1 ? 1 : (k - 1) / group_size + 1;
 }
 
 QuantizedTensors pack_weight(const CodedWeight& weight) {

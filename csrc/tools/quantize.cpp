@@ -191,12 +191,15 @@ void QuantizeCommand::check_format(const LoadedModel& model) const {
 
 void QuantizeCommand::run() {
   const auto start = Clock::now();
-  flags.resolve(/*keep_head=*/format == "gptq");
+  if (format == "gptq") {
+    flags.keep_head();
+  }
+  flags.resolve();
   const LoadedModel model = input.load();
-  check_format(model);
   if (model.kind == ModelKind::kHuggingFace) {
     check_output_folder(output);
   }
+  check_format(model);
   JsonOutput report(json);
   const Tokenizer tokenizer = input.load_tokenizer();
   const auto inputs = calibration_inputs(model, tokenizer);
@@ -240,8 +243,9 @@ void add_quantize_command(CLI::App& app) {
   CLI::App* sub = app.add_subcommand("quantize", "Quantize a model's linears with GPTQ");
   command->input.add_to(*sub);
   sub->add_option("-o,--output", command->output, "Folder (or TorchScript file) to write the result to")->required();
-  sub->add_option("--format", command->format,
-                  "libgptq, or gptq: the checkpoint format of GPTQModel, AutoGPTQ and transformers")
+  sub->add_option(
+         "--format", command->format,
+         "libgptq, or gptq: the checkpoint format of GPTQModel, AutoGPTQ and transformers, which keeps lm_head")
       ->capture_default_str()
       ->check(CLI::IsMember({"libgptq", "gptq"}));
   sub->add_option("--calibration", command->calibration, "Text to gather the Hessians on");

@@ -49,12 +49,7 @@ struct Override {
 
 }  // namespace
 
-void QuantizeFlags::resolve(bool keep_head) {
-  if (keep_head) {
-    TORCH_CHECK(lm_head_option_->empty() || lm_head_ == "keep", "--lm-head: must be keep with --format gptq, got ",
-                lm_head_);
-    lm_head_ = "keep";
-  }
+void QuantizeFlags::resolve() {
   options.quantize.symmetric = !asymmetric_;
   options.quantize.row_guard = !no_row_guard_;
   options.quantize.correct_bias = !no_bias_correction_;
@@ -100,19 +95,23 @@ void QuantizeFlags::add_to(CLI::App& command) {
   add_grid_flags(command);
   add_solver_flags(command);
   command.add_option("--skip", skip_, "Regular expressions of layers that keep their weights");
-  lm_head_option_ =
-      command
-          .add_option(
-              "--lm-head", lm_head_,
-              "What becomes of lm_head: keep (its weight; always with --format gptq), w8 (8 bits, one group per "
-              "row) or w4 (as all others)")
-          ->capture_default_str()
-          ->check(CLI::IsMember({"keep", "w8", "w4"}));
+  command
+      .add_option("--lm-head", lm_head_,
+                  "What becomes of lm_head: keep (its weight), w8 (8 bits, one group per row) or w4 (as all others)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"keep", "w8", "w4"}));
   command.add_option("--override", overrides_,
                      "REGEX:bits=B,group_size=G or REGEX:skip for the layers that match; the last one that says so "
                      "counts");
   command.add_flag("--drop-nonfinite", options.drop_nonfinite,
                    "Leave out calibration vectors with NaN or Inf instead of stopping at them");
+  lm_head_option_ = command.get_option("--lm-head");
+}
+
+void QuantizeFlags::keep_head() {
+  TORCH_CHECK(lm_head_option_->empty() || lm_head_ == "keep", "--lm-head: must be keep with --format gptq, got ",
+              lm_head_);
+  lm_head_ = "keep";
 }
 
 void QuantizeFlags::add_grid_flags(CLI::App& command) {

@@ -13,18 +13,20 @@ struct QuantizeFlags {
   QuantizeModuleOptions options;
 
   void add_to(CLI::App& command);
+  /// Makes --lm-head keep the default, for a checkpoint that cannot hold a quantized head. Throws if it was given
+  /// otherwise. Before resolve.
+  void keep_head();
   /// Fills in what the flags say. Throws if one of them makes no sense.
-  /// @param keep_head whether the checkpoint to be written cannot hold a quantized lm_head
-  void resolve(bool keep_head);
+  void resolve();
 
  private:
   std::vector<std::string> skip_;
   std::vector<std::string> overrides_;
   std::string lm_head_ = "w8";
-  CLI::Option* lm_head_option_ = nullptr;
   bool asymmetric_ = false;
   bool no_row_guard_ = false;
   bool no_bias_correction_ = false;
+  CLI::Option* lm_head_option_ = nullptr;
 
   void add_grid_flags(CLI::App& command);
   void add_solver_flags(CLI::App& command);
