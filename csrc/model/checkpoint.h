@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "model/coded_weight.h"
 #include "model/gpt2_config.h"
 
 namespace gptq {
@@ -22,23 +23,10 @@ struct LoadedModel {
   std::optional<int64_t> context_length;  ///< most tokens a call can take, where that is known
 };
 
-/// Loads a Hugging Face GPT-2 folder (float, or quantized by libgptq) or a TorchScript file, in evaluation mode, on the
-/// CPU.
+/// Loads a Hugging Face GPT-2 folder (float, or quantized by libgptq, GPTQModel or AutoGPTQ) or a TorchScript file, in
+/// evaluation mode, on the CPU.
 /// @throws c10::Error in one line, naming the file and the reason
 LoadedModel load_model(const std::string& path);
-
-/// What takes the place of one linear's weight in a saved checkpoint: either the packed tensors or the dequantized
-/// weight. With more than 4 bits the packed tensors are those of split_w8, and K below is twice the linear's.
-struct QuantizedTensors {
-  int64_t bits = 4;
-  int64_t group_size = 128;               ///< columns per group, -1: one group per row
-  at::Tensor packed;                      ///< u8 [ceil(N/16), ceil(K/8), 64]
-  at::Tensor scales;                      ///< f16 [n_groups, N]
-  std::optional<at::Tensor> zeros;        ///< u8 [n_groups, N]; absent means 8 everywhere
-  std::optional<at::Tensor> input_order;  ///< i32 [K], see linear_w4; absent means none
-  std::optional<at::Tensor> weight;  ///< f32, stored the way the linear stores it; instead of packed, scales and zeros
-  std::optional<at::Tensor> bias;    ///< f32 [N], if it changed
-};
 
 /// Writes a Hugging Face folder that load_model reads back to the same bits: the source's config.json with a
 /// "quantization_config", model.safetensors, and copies of the source's tokenizer files, generation_config.json and
@@ -51,6 +39,34 @@ struct QuantizedTensors {
 ///        describe the format are set here and cannot be overridden
 void save_checkpoint(const std::string& source, const std::string& out,
                      const std::map<std::string, QuantizedTensors>& replaced, const nlohmann::json& settings);
+
+/// What takes the place of one linear in a checkpoint of the GPTQ format.
+struct GptqLinear {
+  CodedWeight weight;
+  std::optional<at::Tensor> bias;  ///< [N], if it changed
+};
+
+/// Writes a Hugging Face folder in the format of GPTQModel, AutoGPTQ and transformers: as save_checkpoint does, but
+/// with qweight, qzeros, scales and g_idx in place of each quantized weight, and the settings in config.json and in
+/// quantize_config.json. The checkpoint_format is "gptq", and "gptq_v2" where a zero point is not the middle code.
+///
+/// @param source Hugging Face folder; what it says of quantization is replaced
+/// @param replaced by the path of the linear; not lm_head. "dynamic" names the linears that are left out, and those
+///        whose bits or group size are not the most frequent
+/// @param meta goes into the settings' "meta", beside the name of this library
+/// @throws c10::Error where check_gptq_fits does, and where nothing is replaced
+void save_gptq_checkpoint(const std::string& source, const std::string& out,
+                          const std::map<std::string, GptqLinear>& replaced, const nlohmann::json& meta);
+
+/// Writes the quantized folder in the other format, with the same codes, scales and zero points. The order of columns
+/// within a group, which has no meaning, is not kept by the GPTQ format.
+/// @param in quantized Hugging Face folder
+/// @param format to write; not the one that `in` has
+/// @throws c10::Error where `in` is not quantized or has the format already, and where the GPTQ format cannot hold it:
+/// a
+///        packed lm_head, or what check_gptq_fits refuses
+void convert_checkpoint(const std::string& in, const std::string& out, CheckpointFormat format,
+                        const nlohmann::json& meta);
 
 /// Writes a TorchScript file; it appears complete or not at all.
 void save_torchscript(const torch::jit::Module& module, const std::string& path);

@@ -3,12 +3,10 @@
 #include <torch/csrc/jit/frontend/resolver.h>
 #include <torch/script.h>
 
-#include <cmath>
 #include <cstdio>
-#include <set>
 #include <sstream>
 
-#include "model/json_file.h"
+#include "model/quantized_linear.h"
 
 namespace gptq {
 
@@ -33,78 +31,11 @@ std::string literal(double value) {
   return text;
 }
 
-std::string shape_text(at::IntArrayRef shape) {
-  return c10::str(shape);
-}
-
-// The tensors of a checkpoint under their canonical names; keeps account of those that were asked for.
-class Checkpoint {
- public:
-  explicit Checkpoint(const TensorStore& store) : store_(store) {
-    for (const auto& name : store.names()) {
-      const auto [found, is_new] = names_.emplace(canonical_gpt2_name(name), name);
-      TORCH_CHECK(is_new, store.path(), ": tensor ", show(name), " is there twice, also as ", show(found->second));
-    }
-  }
-
-  bool contains(const std::string& name) const { return names_.count(name) > 0; }
-
-  // A floating tensor of this shape as f32, checked to be finite.
-  at::Tensor floats(const std::string& name, at::IntArrayRef shape) {
-    const at::Tensor tensor = raw(name, shape);
-    TORCH_CHECK(tensor.is_floating_point(), where(name), "must be floating point, got ", tensor.dtype().name());
-    const at::Tensor result = tensor.to(at::kFloat);
-    check_finite(name, result);
-    return result;
-  }
-
-  at::Tensor typed(const std::string& name, at::ScalarType dtype, at::IntArrayRef shape) {
-    const at::Tensor tensor = raw(name, shape);
-    TORCH_CHECK(tensor.scalar_type() == dtype, where(name), "must be ", dtype, ", got ", tensor.scalar_type());
-    if (tensor.is_floating_point()) check_finite(name, tensor);
-    return tensor;
-  }
-
-  // That the file holds nothing the model has no place for: it would be another model.
-  void check_all_used() const {
-    for (const auto& [name, stored] : names_) {
-      TORCH_CHECK(used_.count(name) > 0 || is_ignored_gpt2_tensor(name), where(name),
-                  "is not part of the model that config.json describes");
-    }
-  }
-
- private:
-  std::string where(const std::string& name) const {
-    const std::string& stored = names_.at(name);
-    return store_.path(stored) + ": tensor " + show(stored) + " ";
-  }
-
-  at::Tensor raw(const std::string& name, at::IntArrayRef shape) {
-    TORCH_CHECK(contains(name), store_.path(), ": tensor ", show(name), " of shape ", shape_text(shape), " is missing");
-    used_.insert(name);
-    const at::Tensor tensor = store_.tensor(names_.at(name));
-    TORCH_CHECK(tensor.sizes() == shape, where(name), "must have shape ", shape_text(shape),
-                ", which config.json asks for, got ", shape_text(tensor.sizes()));
-    return tensor;
-  }
-
-  void check_finite(const std::string& name, const at::Tensor& tensor) const {
-    const auto [low, high] = at::aminmax(tensor.to(at::kFloat));
-    if (std::isfinite(low.item<float>()) && std::isfinite(high.item<float>())) return;
-    const int64_t index = at::isfinite(tensor).flatten().logical_not().to(at::kByte).argmax().item<int64_t>();
-    TORCH_CHECK(false, where(name), "must be finite, element ", index, " is ", tensor.flatten()[index].item<double>());
-  }
-
-  const TensorStore& store_;
-  std::map<std::string, std::string> names_;
-  std::set<std::string> used_;
-};
-
 class Builder {
  public:
   Builder(const GPT2Config& config, const TensorStore& store)
       : config_(config),
-        checkpoint_(store),
+        tensors_(store),
         unit_(std::make_shared<torch::jit::CompilationUnit>()),
         resolver_(std::make_shared<Resolver>()) {}
 
@@ -113,7 +44,7 @@ class Builder {
     const Module transformer = build_transformer();
     root.register_module("transformer", transformer);
     root.register_module("lm_head", build_head(transformer.attr("wte").toModule().attr("weight").toTensor()));
-    checkpoint_.check_all_used();
+    tensors_.check_all_used();
     root.define(R"(
 def forward(self, input_ids: Tensor, past: Optional[List[Tensor]] = None) -> Tuple[Tensor, List[Tensor]]:
     x, present = self.transformer.forward(input_ids, past)
@@ -141,7 +72,7 @@ def forward(self, input_ids: Tensor, past: Optional[List[Tensor]] = None) -> Tup
 
   Module build_embedding(const std::string& path, int64_t rows) {
     Module module = new_module(path);
-    add_weight(module, "weight", checkpoint_.floats(path + ".weight", {rows, config_.n_embd}));
+    add_weight(module, "weight", tensors_.floats(path + ".weight", {rows, config_.n_embd}));
     module.define(R"(
 def forward(self, ids: Tensor) -> Tensor:
     return torch.embedding(self.weight, ids)
@@ -153,49 +84,40 @@ def forward(self, ids: Tensor) -> Tensor:
   Module build_layer_norm(const std::string& path) {
     const int64_t size = config_.n_embd;
     Module module = new_module(path);
-    add_weight(module, "weight", checkpoint_.floats(path + ".weight", {size}));
-    add_weight(module, "bias", checkpoint_.floats(path + ".bias", {size}));
+    add_weight(module, "weight", tensors_.floats(path + ".weight", {size}));
+    add_weight(module, "bias", tensors_.floats(path + ".bias", {size}));
     module.define("def forward(self, x: Tensor) -> Tensor:\n    return torch.layer_norm(x, [" + std::to_string(size) +
                       "], self.weight, self.bias, " + literal(config_.layer_norm_epsilon) + ")\n",
                   resolver_);
     return module;
   }
 
-  // The linear y[M,N] = x[M,K] wᵀ + b from its packed weight.
+  // The linear y[M,N] = x[M,K] wᵀ + b from its quantized weight.
   Module build_packed_linear(const std::string& path, int64_t k, int64_t n, bool has_bias) {
-    TORCH_CHECK(config_.quantization, "config.json: quantization_config must be there, since ", show(path + ".packed"),
-                " is in the checkpoint");
-    const auto [bits, stored_group_size] = config_.quantization->of(path);
-    const bool split = bits > 4;  // two planes of 4 bits, see split_w8
-    const int64_t group_size = split && stored_group_size == -1 ? k : stored_group_size;
-    TORCH_CHECK(!split || k % group_size == 0, "config.json: quantization_config: group_size of ", show(path),
-                " must divide its ", k, " inputs, since it is packed with ", bits, " bits, got ", group_size);
-    const int64_t width = split ? 2 * k : k;
-    const int64_t groups = group_size == -1 ? 1 : (width - 1) / group_size + 1;
+    const QuantizedTensors weight = read_quantized_linear(tensors_, config_.quantization, path, {k, n});
+    const bool split = weight.bits > 4;  // two planes of 4 bits, see split_w8
+    const int64_t group_size = split && weight.group_size == -1 ? k : weight.group_size;
     Module module = new_module(path);
-    module.register_buffer("packed",
-                           checkpoint_.typed(path + ".packed", at::kByte, {(n + 15) / 16, (width + 7) / 8, 64}));
-    module.register_buffer("scales", checkpoint_.typed(path + ".scales", at::kHalf, {groups, n}));
-    const bool has_zeros = checkpoint_.contains(path + ".zeros");
-    if (has_zeros) module.register_buffer("zeros", checkpoint_.typed(path + ".zeros", at::kByte, {groups, n}));
-    if (has_bias) add_weight(module, "bias", checkpoint_.floats(path + ".bias", {n}));
-    const bool has_order = checkpoint_.contains(path + ".input_order");
-    if (has_order) module.register_buffer("input_order", checkpoint_.typed(path + ".input_order", at::kInt, {width}));
+    module.register_buffer("packed", weight.packed);
+    module.register_buffer("scales", weight.scales);
+    if (weight.zeros) module.register_buffer("zeros", *weight.zeros);
+    if (has_bias) add_weight(module, "bias", tensors_.floats(path + ".bias", {n}));
+    if (weight.input_order) module.register_buffer("input_order", *weight.input_order);
     std::ostringstream source;
     source << "def forward(self, x: Tensor) -> Tensor:\n    return gptq.linear_w4("
            << (split ? "torch.cat([x, x], -1)" : "x") << ", self.packed, self.scales, "
-           << (has_zeros ? "self.zeros" : "None") << ", " << (has_bias ? "self.bias" : "None") << ", "
-           << (has_order ? "self.input_order" : "None") << ", " << group_size << ", 'exact')\n";
+           << (weight.zeros ? "self.zeros" : "None") << ", " << (has_bias ? "self.bias" : "None") << ", "
+           << (weight.input_order ? "self.input_order" : "None") << ", " << group_size << ", 'exact')\n";
     module.define(source.str(), resolver_);
     return module;
   }
 
   // transformers' Conv1D: the weight is stored [K, N].
   Module build_conv1d(const std::string& path, int64_t k, int64_t n) {
-    if (checkpoint_.contains(path + ".packed")) return build_packed_linear(path, k, n, true);
+    if (is_quantized_linear(tensors_, path)) return build_packed_linear(path, k, n, true);
     Module module = new_module(path);
-    add_weight(module, "weight", checkpoint_.floats(path + ".weight", {k, n}));
-    add_weight(module, "bias", checkpoint_.floats(path + ".bias", {n}));
+    add_weight(module, "weight", tensors_.floats(path + ".weight", {k, n}));
+    add_weight(module, "bias", tensors_.floats(path + ".bias", {n}));
     module.define(R"(
 def forward(self, x: Tensor) -> Tensor:
     y = torch.addmm(self.bias, torch.reshape(x, [-1, x.size(-1)]), self.weight)
@@ -211,11 +133,11 @@ def forward(self, x: Tensor) -> Tensor:
     const std::string path = "lm_head";
     const int64_t k = config_.n_embd;
     const int64_t n = config_.vocab_size;
-    if (checkpoint_.contains(path + ".packed")) return build_packed_linear(path, k, n, false);
+    if (is_quantized_linear(tensors_, path)) return build_packed_linear(path, k, n, false);
     Module module = new_module(path);
     at::Tensor weight = embedding;
-    if (!config_.tie_word_embeddings || checkpoint_.contains(path + ".weight")) {
-      weight = checkpoint_.floats(path + ".weight", {n, k});
+    if (!config_.tie_word_embeddings || tensors_.contains(path + ".weight")) {
+      weight = tensors_.floats(path + ".weight", {n, k});
       if (config_.tie_word_embeddings && at::equal(weight, embedding)) weight = embedding;
     }
     add_weight(module, "weight", weight);
@@ -334,21 +256,12 @@ def forward(self, input_ids: Tensor, past: Optional[List[Tensor]]) -> Tuple[Tens
   }
 
   const GPT2Config& config_;
-  Checkpoint checkpoint_;
+  GPT2Tensors tensors_;
   std::shared_ptr<torch::jit::CompilationUnit> unit_;
   std::shared_ptr<Resolver> resolver_;
 };
 
 }  // namespace
-
-std::string canonical_gpt2_name(const std::string& name) {
-  const bool has_place = name.starts_with("transformer.") || name.starts_with("lm_head.");
-  return has_place ? name : "transformer." + name;
-}
-
-bool is_ignored_gpt2_tensor(const std::string& canonical) {
-  return canonical.ends_with(".attn.bias") || canonical.ends_with(".attn.masked_bias");
-}
 
 Module build_gpt2(const GPT2Config& config, const TensorStore& store) {
   return Builder(config, store).build();

@@ -15,18 +15,12 @@ namespace gptq {
 ///   head_size]. past + T must be at most n_positions.
 ///
 /// Attributes have the names of the Hugging Face state, transformer.h.0.attn.c_attn.weight for one, and Conv1D weights
-/// keep their layout [K, N]. Where the store has <path>.packed the linear at <path> is gptq.linear_w4 with the
-/// attributes packed, scales, zeros (if any) and bias.
+/// keep their layout [K, N]. Where the store has <path>.packed, or <path>.qweight as GPTQModel stores it, the linear at
+/// <path> is gptq.linear_w4 with the attributes packed, scales, zeros (if any), input_order (if any) and bias.
 ///
 /// @param store tensors with or without the prefix "transformer.", of any floating dtype; every one the config asks for
 ///        and no other
 /// @throws c10::Error naming the file and tensor, what is expected and what is there
 torch::jit::Module build_gpt2(const GPT2Config& config, const TensorStore& store);
-
-/// Canonical name of a checkpoint tensor: with the prefix "transformer.", lm_head without.
-std::string canonical_gpt2_name(const std::string& name);
-
-/// Whether a canonical name is a buffer that older checkpoints carry and no model needs.
-bool is_ignored_gpt2_tensor(const std::string& canonical);
 
 }  // namespace gptq

@@ -4,78 +4,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
-#include "model/json_file.h"
+#include "model/json_fields.h"
 
 namespace gptq {
 
 namespace {
 
-// Far beyond any model, and small enough that no product of two sizes overflows.
-constexpr int64_t kMaxSize = int64_t{1} << 30;
 constexpr int64_t kMaxLayers = 10'000;
 
-// Reads typed fields of one object. A field that is absent or null leaves the target as it is.
-class Fields {
- public:
-  Fields(const Json& json, std::string source) : json_(json), source_(std::move(source)) {}
-
-  const Json* find(const char* name) const {
-    const auto found = json_.find(name);
-    return found == json_.end() || found->is_null() ? nullptr : &*found;
-  }
-
-  [[noreturn]] void fail(const char* name, const std::string& requirement, const Json& value) const {
-    TORCH_CHECK(false, source_, ": ", name, " must be ", requirement, ", got ", show(value));
-  }
-
-  void size(const char* name, int64_t& target, int64_t maximum = kMaxSize) const {
-    const Json* value = find(name);
-    if (value == nullptr) return;
-    const bool in_range = value->is_number_unsigned() ? value->get<uint64_t>() <= static_cast<uint64_t>(maximum)
-                                                      : value->is_number_integer() && value->get<int64_t>() <= maximum;
-    if (!in_range || value->get<int64_t>() < 1) fail(name, "an integer in 1.." + std::to_string(maximum), *value);
-    target = value->get<int64_t>();
-  }
-
-  void flag(const char* name, bool& target) const {
-    const Json* value = find(name);
-    if (value == nullptr) return;
-    if (!value->is_boolean()) fail(name, "true or false", *value);
-    target = value->get<bool>();
-  }
-
-  void text(const char* name, std::string& target) const {
-    const Json* value = find(name);
-    if (value == nullptr) return;
-    if (!value->is_string()) fail(name, "a string", *value);
-    target = value->get<std::string>();
-  }
-
-  void group_size(int64_t& target) const {
-    const Json* value = find("group_size");
-    if (value != nullptr && *value == -1) {
-      target = -1;
-    } else {
-      size("group_size", target);
-    }
-  }
-
-  void bits(int64_t& target) const {
-    const Json* value = find("bits");
-    if (value == nullptr) return;
-    if (*value < 2 || *value > 8 || !value->is_number_integer()) fail("bits", "an integer from 2 to 8", *value);
-    target = value->get<int64_t>();
-  }
-
-  const std::string& source() const { return source_; }
-
- private:
-  const Json& json_;
-  std::string source_;
-};
-
-void check_architecture(const Fields& fields) {
+void check_architecture(const JsonFields& fields) {
   const Json* type = fields.find("model_type");
   const Json* architectures = fields.find("architectures");
   if (type == nullptr && architectures == nullptr) fields.fail("model_type", "\"gpt2\"", nullptr);
@@ -87,13 +26,13 @@ void check_architecture(const Fields& fields) {
   }
 }
 
-std::optional<int64_t> token_id(const Fields& fields, const char* name, const Json& value) {
+std::optional<int64_t> token_id(const JsonFields& fields, const char* name, const Json& value) {
   if (!value.is_number_integer() || value.is_number_float()) fields.fail(name, "an integer or null", value);
   const auto id = value.get<int64_t>();
   return id < 0 ? std::nullopt : std::optional<int64_t>(id);
 }
 
-void read_token_ids(const Fields& fields, const Json& json, GPT2Config& config) {
+void read_token_ids(const JsonFields& fields, const Json& json, GPT2Config& config) {
   if (json.contains("bos_token_id")) {
     const Json* value = fields.find("bos_token_id");
     config.bos_token_id = value == nullptr ? std::nullopt : token_id(fields, "bos_token_id", *value);
@@ -107,40 +46,7 @@ void read_token_ids(const Fields& fields, const Json& json, GPT2Config& config) 
   }
 }
 
-QuantizationConfig read_quantization(const Json& json, const std::string& source) {
-  TORCH_CHECK(json.is_object(), source, " must be an object, got ", show(json));
-  const Fields fields(json, source);
-  const auto require = [&](const char* name, const Json& wanted) {
-    const Json* value = fields.find(name);
-    if (value == nullptr || *value != wanted) fields.fail(name, show(wanted), value == nullptr ? Json() : *value);
-  };
-  require("quant_method", "libgptq");
-  require("format", "w4");
-  require("version", 1);
-  QuantizationConfig result;
-  fields.bits(result.defaults.bits);
-  fields.group_size(result.defaults.group_size);
-  fields.flag("sym", result.symmetric);
-  const Json* modules = fields.find("modules");
-  if (modules == nullptr) return result;
-  if (!modules->is_object()) fields.fail("modules", "an object", *modules);
-  for (const auto& [path, value] : modules->items()) {
-    const std::string where = source + ": modules: " + show(path);
-    TORCH_CHECK(value.is_object(), where, " must be an object, got ", show(value));
-    const Fields module_fields(value, where);
-    auto& module = result.modules.emplace(path, result.defaults).first->second;
-    module_fields.bits(module.bits);
-    module_fields.group_size(module.group_size);
-  }
-  return result;
-}
-
 }  // namespace
-
-QuantizationConfig::Module QuantizationConfig::of(const std::string& path) const {
-  const auto found = modules.find(path);
-  return found == modules.end() ? defaults : found->second;
-}
 
 double GPT2Config::attention_scale(int64_t layer) const {
   const double scale = scale_attn_weights ? 1.0 / std::sqrt(static_cast<double>(head_size())) : 1.0;
@@ -148,11 +54,17 @@ double GPT2Config::attention_scale(int64_t layer) const {
 }
 
 GPT2Config GPT2Config::read(const std::string& path) {
-  return parse(read_json_object(path), path);
+  GPT2Config config = parse(read_json_object(path), path);
+  const auto beside = std::filesystem::path(path).replace_filename("quantize_config.json");
+  std::error_code ignored;
+  if (!config.quantization && std::filesystem::exists(beside, ignored)) {
+    config.quantization = QuantizationConfig::parse(read_json_object(beside.string()), beside.string(), "gptq");
+  }
+  return config;
 }
 
 GPT2Config GPT2Config::parse(const Json& json, const std::string& source) {
-  const Fields fields(json, source);
+  const JsonFields fields(json, source);
   check_architecture(fields);
   GPT2Config config;
   fields.size("vocab_size", config.vocab_size);
@@ -184,9 +96,22 @@ GPT2Config GPT2Config::parse(const Json& json, const std::string& source) {
   TORCH_CHECK(!add_cross_attention, source, ": add_cross_attention must be false, got true");
   read_token_ids(fields, json, config);
   if (const Json* quantization = fields.find("quantization_config")) {
-    config.quantization = read_quantization(*quantization, source + ": quantization_config");
+    config.quantization = QuantizationConfig::parse(*quantization, source + ": quantization_config");
   }
   return config;
+}
+
+std::map<std::string, LinearShape> GPT2Config::linear_shapes() const {
+  std::map<std::string, LinearShape> result;
+  for (int64_t layer = 0; layer < n_layer; ++layer) {
+    const std::string block = "transformer.h." + std::to_string(layer) + ".";
+    result[block + "attn.c_attn"] = {n_embd, 3 * n_embd};
+    result[block + "attn.c_proj"] = {n_embd, n_embd};
+    result[block + "mlp.c_fc"] = {n_embd, n_inner};
+    result[block + "mlp.c_proj"] = {n_inner, n_embd};
+  }
+  result["lm_head"] = {n_embd, vocab_size};
+  return result;
 }
 
 std::optional<std::string> activation_source(const std::string& name) {

@@ -7,22 +7,14 @@
 #include <string>
 #include <vector>
 
+#include "model/quantization_config.h"
+
 namespace gptq {
 
-/// What config.json says of the linears that are quantized, in its "quantization_config":
-/// {"quant_method": "libgptq", "format": "w4", "version": 1, "bits": 4, "group_size": 128, "sym": true,
-///  "modules": {"transformer.h.0.attn.c_attn": {"bits": 4, "group_size": 64}}}; entries of "modules" override.
-struct QuantizationConfig {
-  struct Module {
-    int64_t bits;
-    int64_t group_size;
-  };
-  Module defaults{4, 128};
-  bool symmetric = true;
-  std::map<std::string, Module> modules;
-
-  /// @param path of the linear, "transformer.h.0.attn.c_attn" for one
-  Module of(const std::string& path) const;
+/// y[M,N] = x[M,K] wᵀ
+struct LinearShape {
+  int64_t k;
+  int64_t n;
 };
 
 /// config.json of a GPT-2. Every field that changes the result; the defaults are those of transformers' GPT2Config.
@@ -45,7 +37,10 @@ struct GPT2Config {
   int64_t head_size() const { return n_embd / n_head; }
   /// What the product of query and key in a layer is multiplied by.
   double attention_scale(int64_t layer) const;
+  /// Every linear that may be quantized, by its path: "transformer.h.0.attn.c_attn" for one.
+  std::map<std::string, LinearShape> linear_shapes() const;
 
+  /// Where the file has no quantization_config, a quantize_config.json beside it is taken for one.
   /// @throws c10::Error "<path>: <field> must be <requirement>, got <value>"
   static GPT2Config read(const std::string& path);
   static GPT2Config parse(const nlohmann::json& json, const std::string& source);

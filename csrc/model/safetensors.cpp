@@ -14,6 +14,8 @@
 
 namespace gptq {
 
+namespace fs = std::filesystem;
+
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian");
@@ -69,6 +71,21 @@ std::optional<uint64_t> parse_shape(const Json& dimensions, uint64_t item_bytes,
     if (size > 0 && __builtin_mul_overflow(capacity, shape.back(), &capacity)) return std::nullopt;
   }
   return empty ? 0 : static_cast<uint64_t>(capacity);
+}
+
+// The one file of a folder: model.safetensors or, if it is not there, what AutoGPTQ names after bits and group size,
+// gptq_model-4bit-128g.safetensors for one.
+std::string single_file(const std::string& folder) {
+  const fs::path usual = fs::path(folder) / "model.safetensors";
+  std::error_code ignored;
+  std::vector<std::string> others;
+  if (!fs::exists(usual, ignored)) {
+    for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with("gptq_model-") && name.ends_with(".safetensors")) others.push_back(entry.path().string());
+    }
+  }
+  return others.size() == 1 ? others[0] : usual.string();
 }
 
 }  // namespace
@@ -178,16 +195,15 @@ at::Tensor SafetensorsFile::tensor(const std::string& name) const {
 }
 
 TensorStore TensorStore::open(const std::string& folder) {
-  namespace fs = std::filesystem;
   TensorStore result;
-  const std::string single = (fs::path(folder) / "model.safetensors").string();
   const std::string index = (fs::path(folder) / "model.safetensors.index.json").string();
   std::error_code ignored;
-  if (!fs::exists(single, ignored) && fs::exists(index, ignored)) {
+  if (!fs::exists(fs::path(folder) / "model.safetensors", ignored) && fs::exists(index, ignored)) {
     result.path_ = index;
     result.open_shards(folder);
     return result;
   }
+  const std::string single = single_file(folder);
   TORCH_CHECK(fs::exists(single, ignored), folder, ": must hold model.safetensors or model.safetensors.index.json",
               fs::exists(fs::path(folder) / "pytorch_model.bin", ignored)
                   ? "; pytorch_model.bin is not read, save the model with safetensors"

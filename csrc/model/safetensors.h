@@ -51,7 +51,8 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// The tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json lists.
+/// The tensors of a model folder: model.safetensors, or the shards that model.safetensors.index.json lists, or the one
+/// gptq_model-*.safetensors of AutoGPTQ.
 class TensorStore {
  public:
   /// @throws c10::Error "<file>: reason"

@@ -10,6 +10,7 @@ void add_bench_command(CLI::App& app);
 void add_bench_linear_command(CLI::App& bench);
 void add_bench_model_command(CLI::App& bench);
 void add_bench_quantize_command(CLI::App& bench);
+void add_convert_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);

@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", GPTQ_VERSION);
   app.require_subcommand(1);
   gptq::tools::add_quantize_command(app);
+  gptq::tools::add_convert_command(app);
   gptq::tools::add_eval_command(app);
   gptq::tools::add_generate_command(app);
   gptq::tools::add_inspect_command(app);

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "model/calibration.h"
+#include "model/gptq_format.h"
 #include "model/safetensors.h"
 #include "tools/commands.h"
 #include "tools/model_input.h"
@@ -46,11 +47,31 @@ std::optional<at::Tensor> optional(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
 
+std::map<std::string, QuantizedTensors> replaced_tensors(const QuantizedModule& quantized) {
+  std::map<std::string, QuantizedTensors> replaced;
+  for (const QuantizedLinear& layer : quantized.layers) {
+    QuantizedTensors& tensors = replaced[layer.name];
+    tensors.bits = layer.bits;
+    tensors.group_size = layer.group_size;
+    if (layer.packed.defined()) {
+      tensors.packed = layer.packed;
+      tensors.scales = layer.scales;
+      tensors.zeros = optional(layer.zeros);
+      tensors.input_order = optional(layer.input_order);
+    } else {
+      tensors.weight = layer.dequantized;
+    }
+    tensors.bias = optional(layer.bias);
+  }
+  return replaced;
+}
+
 struct QuantizeCommand {
   ModelInput input;
   WindowInput windows;
   QuantizeFlags flags;
   std::string output;
+  std::string format = "libgptq";
   std::string calibration;
   std::string eval;
   std::string json;
@@ -64,6 +85,8 @@ struct QuantizeCommand {
   std::vector<std::vector<c10::IValue>> calibration_inputs(const LoadedModel& model, const Tokenizer& tokenizer) const;
   void score(const LoadedModel& model, const torch::jit::Module& quantized, const std::vector<int64_t>& ids,
              QuantizeSummary& summary) const;
+  void check_format(const LoadedModel& model) const;
+  Json settings() const;
   void save(const LoadedModel& model, const QuantizedModule& quantized) const;
 };
 
@@ -111,44 +134,72 @@ void QuantizeCommand::save(const LoadedModel& model, const QuantizedModule& quan
     save_torchscript(quantized.module, output);
     return;
   }
-  std::map<std::string, QuantizedTensors> replaced;
-  for (const QuantizedLinear& layer : quantized.layers) {
-    QuantizedTensors& tensors = replaced[layer.name];
-    tensors.bits = layer.bits;
-    tensors.group_size = layer.group_size;
-    if (layer.packed.defined()) {
-      tensors.packed = layer.packed;
-      tensors.scales = layer.scales;
-      tensors.zeros = optional(layer.zeros);
-      tensors.input_order = optional(layer.input_order);
-    } else {
-      tensors.weight = layer.dequantized;
+  const std::map<std::string, QuantizedTensors> replaced = replaced_tensors(quantized);
+  if (format == "gptq") {
+    std::map<std::string, GptqLinear> linears;
+    for (const QuantizedLinear& layer : quantized.layers) {
+      const QuantizedTensors& tensors = replaced.at(layer.name);
+      linears[layer.name] = {unpack_weight(tensors, layer.out_features, layer.in_features), tensors.bias};
     }
-    tensors.bias = optional(layer.bias);
+    Json meta = settings();
+    meta["quantizer"] = {"libgptq:" GPTQ_VERSION};
+    save_gptq_checkpoint(model.source, output, linears, meta);
+    return;
   }
+  save_checkpoint(model.source, output, replaced, settings());
+}
+
+Json QuantizeCommand::settings() const {
   const QuantizeOptions& used = flags.options.quantize;
-  save_checkpoint(model.source, output, replaced,
-                  {{"sym", used.symmetric},
-                   {"per_tensor", used.per_tensor},
-                   {"mode", used.mode},
-                   {"act_order", used.act_order},
-                   {"damping", used.damping},
-                   {"target_alpha", used.target_alpha},
-                   {"scale_search", used.scale_search},
-                   {"refine_sweeps", used.refine_sweeps},
-                   {"row_guard", used.row_guard},
-                   {"correct_bias", used.correct_bias},
-                   {"search_damping", used.search_damping},
-                   {"calibration", {{"samples", samples}, {"seed", seed}}}});
+  return {{"sym", used.symmetric},
+          {"per_tensor", used.per_tensor},
+          {"mode", used.mode},
+          {"act_order", used.act_order},
+          {"damping", used.damping},
+          {"target_alpha", used.target_alpha},
+          {"scale_search", used.scale_search},
+          {"refine_sweeps", used.refine_sweeps},
+          {"row_guard", used.row_guard},
+          {"correct_bias", used.correct_bias},
+          {"search_damping", used.search_damping},
+          {"calibration", {{"samples", samples}, {"seed", seed}}}};
+}
+
+// Before the long work.
+void QuantizeCommand::check_format(const LoadedModel& model) const {
+  const bool is_folder = model.kind == ModelKind::kHuggingFace;
+  TORCH_CHECK(!is_folder || !model.config->quantization ||
+                  (model.config->quantization->format == CheckpointFormat::kLibgptq && format == "libgptq"),
+              input.model,
+              ": must be a float model or, with --format libgptq, one in that format (gptq convert makes it)");
+  if (format != "gptq") {
+    return;
+  }
+  TORCH_CHECK(is_folder, "--format: must be libgptq for a TorchScript file, got ", format);
+  for (const LinearInfo& linear : find_linears(model.module)) {
+    if (flags.options.skip(linear.name)) {
+      continue;
+    }
+    const QuantizeOptions used = flags.options.quantize_layer(linear.name);
+    const int64_t group_size = used.per_tensor ? -1 : used.group_size;
+    check_gptq_fits(linear.name, used.bits, group_size, linear.out_features, linear.in_features);
+    TORCH_CHECK(used.bits <= 4 || group_size == -1 || linear.in_features % group_size == 0, linear.name,
+                ": group_size must divide the ", linear.in_features, " inputs with ", used.bits, " bits, got ",
+                group_size);
+  }
 }
 
 void QuantizeCommand::run() {
   const auto start = Clock::now();
+  if (format == "gptq") {
+    flags.keep_head();
+  }
   const LoadedModel model = input.load();
   flags.resolve(find_linears(model.module));
   if (model.kind == ModelKind::kHuggingFace) {
     check_output_folder(output);
   }
+  check_format(model);
   JsonOutput report(json);
   const Tokenizer tokenizer = input.load_tokenizer();
   const auto inputs = calibration_inputs(model, tokenizer);
@@ -191,6 +242,11 @@ void add_quantize_command(CLI::App& app) {
   CLI::App* sub = app.add_subcommand("quantize", "Quantize a model's linears with GPTQ");
   command->input.add_to(*sub);
   sub->add_option("-o,--output", command->output, "Folder (or TorchScript file) to write the result to")->required();
+  sub->add_option(
+         "--format", command->format,
+         "libgptq, or gptq: the checkpoint format of GPTQModel, AutoGPTQ and transformers, which keeps lm_head")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"libgptq", "gptq"}));
   sub->add_option("--calibration", command->calibration, "Text to gather the Hessians on");
   sub->add_option("--samples", command->samples, "Calibration windows, drawn from the whole text")
       ->capture_default_str()

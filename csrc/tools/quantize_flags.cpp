@@ -110,6 +110,13 @@ void QuantizeFlags::add_to(CLI::App& command) {
                      "counts");
   command.add_flag("--drop-nonfinite", options.drop_nonfinite,
                    "Leave out calibration vectors with NaN or Inf instead of stopping at them");
+  lm_head_option_ = command.get_option("--lm-head");
+}
+
+void QuantizeFlags::keep_head() {
+  TORCH_CHECK(lm_head_option_->empty() || lm_head_ == "keep", "--lm-head: must be keep with --format gptq, got ",
+              lm_head_);
+  lm_head_ = "keep";
 }
 
 void QuantizeFlags::add_grid_flags(CLI::App& command) {

@@ -13,6 +13,9 @@ struct QuantizeFlags {
   QuantizeModuleOptions options;
 
   void add_to(CLI::App& command);
+  /// Makes --lm-head keep the default, for a checkpoint that cannot hold a quantized head. Throws if it was given
+  /// otherwise. Before resolve.
+  void keep_head();
   /// Fills in what the flags say of a model with these linears. Throws if one of them makes no sense.
   void resolve(const std::vector<LinearInfo>& linears);
 
@@ -23,6 +26,7 @@ struct QuantizeFlags {
   bool asymmetric_ = false;
   bool no_row_guard_ = false;
   bool no_bias_correction_ = false;
+  CLI::Option* lm_head_option_ = nullptr;
 
   void add_grid_flags(CLI::App& command);
   void add_solver_flags(CLI::App& command);

@@ -147,6 +147,54 @@ TEST_F(SaveQuantized, HeadWithAWeightOfItsOwnIsNoLongerTied) {
   EXPECT_TRUE(model.module.attr("lm_head").toModule().attr("weight").toTensor().equal(*head.weight));
 }
 
+// A random weight as numbers; its columns in an order if the groups' order is to be another.
+CodedWeight coded(int64_t n, int64_t k, int64_t bits, bool reordered) {
+  CodedWeight weight;
+  weight.bits = bits;
+  weight.group_size = reordered ? 16 : -1;
+  const int64_t groups = group_count(k, weight.group_size);
+  weight.codes = at::randint(1 << bits, {n, k}, at::kByte);
+  weight.scales = (at::rand({groups, n}) * 0.02 + 0.01).to(at::kHalf);
+  weight.zeros = at::full({groups, n}, 1 << (bits - 1), at::kByte);
+  // The last columns in the first group, and within it not in the order of columns.
+  if (reordered) weight.input_order = at::arange(k - 1, -1, -1, at::kInt).view({-1, 8}).flip(1).flatten();
+  return weight;
+}
+
+TEST_F(SaveQuantized, TheGptqFormatGoesThereAndBack) {
+  const std::string path = "transformer.h.1.attn.c_proj";
+  const std::map<std::string, GptqLinear> linears = {{path_, {coded(72, 24, 4, true), {}}},
+                                                     {path, {coded(24, 24, 8, false), at::rand({24})}}};
+  save_gptq_checkpoint(in_(), out_(), linears, {{"quantizer", {"libgptq:0"}}});
+  const Json settings = read_json_object(folder_.path("out/quantize_config.json"));
+  EXPECT_EQ(read_json_object(folder_.path("out/config.json"))["quantization_config"], settings);
+  EXPECT_EQ(settings["checkpoint_format"], "gptq");
+  EXPECT_EQ(settings["desc_act"], true);
+  EXPECT_EQ(settings["dynamic"].size(), 7);  // six linears that keep their weights, and one that deviates
+  const auto store = TensorStore::open(out_());
+  EXPECT_EQ(store.tensor(path_ + ".qweight").sizes(), (std::vector<int64_t>{3, 72}));
+  EXPECT_EQ(store.tensor(path + ".qweight").sizes(), (std::vector<int64_t>{6, 24}));
+  EXPECT_TRUE(store.tensor(path + ".bias").equal(*linears.at(path).bias));
+  EXPECT_EQ(TensorStore::open(out_()).tensor(path_ + ".g_idx")[0].item<int64_t>(), 1);
+  convert_checkpoint(out_(), folder_.path("packed"), CheckpointFormat::kLibgptq, {});
+  EXPECT_EQ(perplexity(folder_.path("packed")), perplexity(out_()));
+  convert_checkpoint(folder_.path("packed"), folder_.path("back"), CheckpointFormat::kGptq, settings["meta"]);
+  for (const char* name : {"model.safetensors", "config.json", "quantize_config.json"}) {
+    EXPECT_EQ(folder_.read(std::string("back/") + name), folder_.read(std::string("out/") + name)) << name;
+  }
+  EXPECT_ERROR(convert_checkpoint(out_(), folder_.path("no"), CheckpointFormat::kGptq, {}), "is gptq already");
+  EXPECT_ERROR(convert_checkpoint(in_(), folder_.path("no"), CheckpointFormat::kGptq, {}), "must be a quantized model");
+}
+
+TEST_F(SaveQuantized, ZeroPointsThatAreNotTheMiddleAreWrittenInVersion2) {
+  CodedWeight weight = coded(72, 24, 4, false);
+  weight.zeros = at::randint(16, {1, 72}, at::kByte);
+  save_gptq_checkpoint(in_(), out_(), {{path_, {weight, {}}}}, {});
+  EXPECT_EQ(read_json_object(folder_.path("out/quantize_config.json"))["checkpoint_format"], "gptq_v2");
+  EXPECT_ERROR(save_gptq_checkpoint(in_(), out_(), {}, {}), "must be a quantized linear");
+  EXPECT_ERROR(save_gptq_checkpoint(in_(), out_(), {{"lm_head", {weight, {}}}}, {}), "lm_head must keep its weight");
+}
+
 TEST_F(SaveQuantized, FailuresLeaveNothingBehind) {
   EXPECT_ERROR(save_checkpoint(in_(), in_(), {}, {}), "must not be the source model's");
   EXPECT_ERROR(save_checkpoint(in_(), out_(), {{"transformer.h.7", packed(24, 72)}}, {}),

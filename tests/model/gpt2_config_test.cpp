@@ -79,7 +79,8 @@ TEST(GPT2Config, QuantizationSettings) {
     json[field] = value;
     return with("quantization_config", json);
   };
-  EXPECT_ERROR(changed("quant_method", "gptq"), "quantization_config: quant_method must be \"libgptq\", got \"gptq\"");
+  EXPECT_ERROR(changed("quant_method", "awq"),
+               "quantization_config: quant_method must be \"libgptq\" or \"gptq\", got \"awq\"");
   EXPECT_ERROR(changed("version", 2), "version must be 1, got 2");
   EXPECT_ERROR(changed("bits", 9), "bits must be an integer from 2 to 8, got 9");
   EXPECT_ERROR(changed("bits", 4.5), "bits must be an integer from 2 to 8, got 4.5");
@@ -90,11 +91,52 @@ TEST(GPT2Config, QuantizationSettings) {
   EXPECT_ERROR(with("quantization_config", 7), "quantization_config must be an object");
 }
 
+TEST(GPT2Config, QuantizationSettingsOfTheGptqFormat) {
+  const Json good = {{"quant_method", "gptq"},
+                     {"checkpoint_format", "gptq"},
+                     {"bits", 4},
+                     {"group_size", 64},
+                     {"meta", {{"quantizer", {"other:1.0"}}}},
+                     {"dynamic", {{"+:^a\\.b$", {{"bits", 8}}}, {"-:c", Json::object()}, {"d", {{"group_size", -1}}}}}};
+  const auto changed = [&](const std::string& field, const Json& value) {
+    Json json = good;
+    json[field] = value;
+    return *with("quantization_config", json).quantization;
+  };
+  const auto config = *with("quantization_config", good).quantization;
+  EXPECT_EQ(config.format, CheckpointFormat::kGptq);
+  EXPECT_EQ(config.gptq_zeros, GptqZeros::kLessOne);
+  EXPECT_EQ(config.of("a.b").bits, 8);
+  EXPECT_EQ(config.of("a.b").group_size, 64);
+  EXPECT_EQ(config.of("a.b.c").bits, 4);
+  EXPECT_EQ(config.of("xd").group_size, 64);  // from the start only
+  EXPECT_EQ(config.of("dx").group_size, -1);
+  EXPECT_EQ(changed("checkpoint_format", "gptq_v2").gptq_zeros, GptqZeros::kPlain);
+  EXPECT_EQ(changed("meta", {{"quantizer", {"gptqmodel:7.7.0"}}}).gptq_zeros, GptqZeros::kLessOneByWord);
+  EXPECT_TRUE(config.symmetric);
+  EXPECT_FALSE(changed("sym", false).symmetric);
+  EXPECT_FALSE(changed("dynamic", {{"a", {{"sym", false}}}}).symmetric);
+  EXPECT_ERROR(changed("checkpoint_format", "gptq_p"), "checkpoint_format must be \"gptq\" or \"gptq_v2\"");
+  EXPECT_ERROR(changed("bits", 6), "bits must be 2, 3, 4 or 8, got 6");
+  EXPECT_ERROR(changed("bits", nullptr), "bits must be 2, 3, 4 or 8, got null");
+  EXPECT_ERROR(changed("pack_dtype", "int64"), "pack_dtype must be \"int32\", got \"int64\"");
+  EXPECT_ERROR(changed("is_marlin_format", true), "is_marlin_format must be false");
+  EXPECT_ERROR(changed("adapter", {{"name", "lora"}}), "adapter must be null");
+  EXPECT_ERROR(changed("dynamic", {{"+:(", Json::object()}}), "must be a regular expression");
+  EXPECT_ERROR(changed("dynamic", {{"a", 1}}), "dynamic: \"a\" must be an object");
+  EXPECT_ERROR(changed("dynamic", {{"a", {{"bits", 2}}}, {"a.", {{"bits", 3}}}}).of("ab"), "must match one pattern");
+}
+
 TEST(GPT2Config, MalformedFiles) {
   const testing::TempFolder folder;
   EXPECT_ERROR(GPT2Config::read(folder.path("config.json")), "cannot be opened");
   folder.write("config.json", "{\"model_type\": \"gpt2\",");
   EXPECT_ERROR(GPT2Config::read(folder.path("config.json")), "config.json: offset 22: not valid JSON");
+  folder.write("quantize_config.json", R"({"bits": 3})");
+  folder.write("config.json", tiny_config().dump());
+  EXPECT_EQ(GPT2Config::read(folder.path("config.json")).quantization->defaults.bits, 3);
+  folder.write("quantize_config.json", R"({"bits": 33})");
+  EXPECT_ERROR(GPT2Config::read(folder.path("config.json")), "quantize_config.json: bits must be 2, 3, 4 or 8, got 33");
   folder.write("config.json", "[1]");
   EXPECT_ERROR(GPT2Config::read(folder.path("config.json")), "must be a JSON object, got [1]");
   folder.write("config.json", R"({"n_embd": 1, "n_embd": 2})");

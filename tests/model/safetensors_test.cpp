@@ -160,6 +160,14 @@ TEST(Safetensors, WriterRefusesWhatCannotBeWritten) {
   EXPECT_EQ(folder.count(), 0);
 }
 
+TEST(TensorStore, ReadsTheOneFileThatAutoGptqNamesAfterItsSettings) {
+  const TempFolder folder;
+  save_safetensors(folder.path("gptq_model-4bit-128g.safetensors"), {{"a", at::ones({2})}});
+  EXPECT_TRUE(TensorStore::open(folder.path()).contains("a"));
+  save_safetensors(folder.path("gptq_model-3bit--1g.safetensors"), {{"a", at::ones({2})}});
+  EXPECT_ERROR(TensorStore::open(folder.path()), "must hold model.safetensors");
+}
+
 TEST(TensorStore, ReadsOneFileOrShards) {
   const TempFolder folder;
   EXPECT_ERROR(TensorStore::open(folder.path()), "must hold model.safetensors");

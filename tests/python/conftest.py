@@ -1,6 +1,9 @@
-"""Where the tests find what was built: GPTQ_LIBRARY and GPTQ_DRIVER, or the checkout's build folder."""
+"""What tests share. They find what was built by GPTQ_LIBRARY and GPTQ_DRIVER, or in the checkout's build folder."""
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,40 @@ def library_path():
 def driver_path():
     """Return the path of the driver."""
     return built("GPTQ_DRIVER", "build/bin/gptq")
+
+
+@pytest.fixture(scope="session")
+def demo_model(root):
+    """Return the folder of the demo model."""
+    return root / "tests" / "data" / "demo_gpt2"
+
+
+@pytest.fixture(scope="session")
+def text(root, tmp_path_factory):
+    """Gather the text of this Python; return the paths of a calibration and of a short held-out text."""
+    folder = tmp_path_factory.mktemp("text")
+    subprocess.run([sys.executable, root / "scripts" / "gather_text.py", folder], check=True, capture_output=True)
+    heldout = folder / "short.txt"
+    heldout.write_bytes((folder / "heldout.txt").read_bytes()[:60_000])
+    return folder / "train.txt", heldout
+
+
+@pytest.fixture(scope="session")
+def gptq(driver_path):
+    """Return a function that runs the driver and gives the finished process."""
+
+    def run(*arguments, **options):
+        return subprocess.run(
+            [driver_path, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False, **options
+        )
+
+    return run
+
+
+def refused(process, *, saying):
+    """Check that the driver ended with one error, the last line on stderr, that holds the text."""
+    lines = process.stderr.strip().splitlines()
+    assert process.returncode == 1, process
+    assert [line for line in lines if not line.startswith("quantizing ")] == lines[-1:], process.stderr
+    assert lines[-1].startswith("gptq: ")
+    assert re.search(saying, lines[-1]), lines[-1]

@@ -7,40 +7,12 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
 
 import pytest
+from conftest import refused
 from safetensors.numpy import load_file, save_file
 
 CALIBRATION = ["--samples", "32", "--sequence-length", "256"]
-
-
-@pytest.fixture(scope="module")
-def demo_model(root):
-    """Return the folder of the demo model."""
-    return root / "tests" / "data" / "demo_gpt2"
-
-
-@pytest.fixture(scope="module")
-def text(root, tmp_path_factory):
-    """Gather the text of this Python; return the paths of a calibration and of a short held-out text."""
-    folder = tmp_path_factory.mktemp("text")
-    subprocess.run([sys.executable, root / "scripts" / "gather_text.py", folder], check=True, capture_output=True)
-    heldout = folder / "short.txt"
-    heldout.write_bytes((folder / "heldout.txt").read_bytes()[:60_000])
-    return folder / "train.txt", heldout
-
-
-@pytest.fixture
-def gptq(driver_path):
-    """Return a function that runs the driver and gives the finished process."""
-
-    def run(*arguments, **options):
-        return subprocess.run(
-            [driver_path, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False, **options
-        )
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +27,6 @@ def quantized(driver_path, demo_model, text, tmp_path_factory):
         capture_output=True,
     )
     return folder / "model", json.loads((folder / "report.json").read_text())
-
-
-def refused(process, *, saying):
-    """Check that the driver ended with one error, the last line on stderr, that holds the text."""
-    lines = process.stderr.strip().splitlines()
-    assert process.returncode == 1, process
-    assert [line for line in lines if not line.startswith("quantizing ")] == lines[-1:], process.stderr
-    assert lines[-1].startswith("gptq: ")
-    assert re.search(saying, lines[-1]), lines[-1]
 
 
 def test_gptq_stays_closer_to_the_float_model_than_rounding(quantized):

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "model/gptq_format.h"
+
+namespace gptq {
+
+/// How the quantized linears of a folder are stored: packed, scales and zeros as linear_w4 takes them, or the qweight,
+/// qzeros, scales and g_idx of GPTQModel and AutoGPTQ.
+enum class CheckpointFormat { kLibgptq, kGptq };
+
+/// What config.json says of the linears that are quantized, in its "quantization_config". One of
+/// {"quant_method": "libgptq", "format": "w4", "version": 1, "bits": 4, "group_size": 128, "sym": true,
+///  "modules": {"transformer.h.0.attn.c_attn": {"bits": 4, "group_size": 64}}}; entries of "modules" override;
+/// {"quant_method": "gptq", "checkpoint_format": "gptq" or "gptq_v2", "bits": 4, "group_size": 128, "sym": true,
+///  "dynamic": {"+:^transformer\\.h\\.0\\.": {"bits": 8}, "-:lm_head": {}}}; "dynamic" overrides by regular expression.
+struct QuantizationConfig {
+  struct Module {
+    int64_t bits;
+    int64_t group_size;
+  };
+  /// An entry of "dynamic".
+  struct Pattern {
+    std::string text;
+    std::regex regex;  ///< matches from the start of the path, not necessarily to its end
+    std::optional<int64_t> bits;
+    std::optional<int64_t> group_size;
+  };
+
+  CheckpointFormat format = CheckpointFormat::kLibgptq;
+  Module defaults{4, 128};
+  bool symmetric = true;
+  std::map<std::string, Module> modules;       ///< kLibgptq
+  GptqZeros gptq_zeros = GptqZeros::kLessOne;  ///< kGptq
+  std::vector<Pattern> patterns;               ///< kGptq
+
+  /// @param path of the linear, "transformer.h.0.attn.c_attn" for one
+  /// @throws c10::Error where two patterns that differ match the path: which one comes first is not kept
+  Module of(const std::string& path) const;
+
+  /// @param source names the object in errors
+  /// @param default_method what quant_method is where it is absent: "gptq" in a quantize_config.json
+  /// @throws c10::Error "<source>: <field> must be <requirement>, got <value>"
+  static QuantizationConfig parse(const nlohmann::json& json, const std::string& source,
+                                  const char* default_method = nullptr);
+};
+
+}  // namespace gptq

@@ -1,0 +1,41 @@
+#include <cstdio>
+#include <memory>
+
+#include "model/atomic_output.h"
+#include "model/checkpoint.h"
+#include "model/json_file.h"
+#include "tools/commands.h"
+
+namespace gptq::tools {
+namespace {
+
+struct ConvertCommand {
+  std::string input;
+  std::string output;
+  std::string format;
+
+  void run() const;
+};
+
+void ConvertCommand::run() const {
+  check_output_folder(output);
+  const bool to_gptq = format == "gptq";
+  convert_checkpoint(input, output, to_gptq ? CheckpointFormat::kGptq : CheckpointFormat::kLibgptq,
+                     {{"quantizer", {"libgptq:" GPTQ_VERSION}}});
+  std::printf("%s: written in the format %s\n", output.c_str(), format.c_str());
+}
+
+}  // namespace
+
+void add_convert_command(CLI::App& app) {
+  const auto command = std::make_shared<ConvertCommand>();
+  CLI::App* sub = app.add_subcommand("convert", "Write a quantized model folder in the other format");
+  sub->add_option("IN", command->input, "Quantized Hugging Face folder")->required();
+  sub->add_option("OUT", command->output, "Folder to write the result to")->required();
+  sub->add_option("--format", command->format, "gptq (of GPTQModel, AutoGPTQ and transformers) or libgptq")
+      ->required()
+      ->check(CLI::IsMember({"libgptq", "gptq"}));
+  sub->callback([command] { command->run(); });
+}
+
+}  // namespace gptq::tools

@@ -1,0 +1,49 @@
+// The GPTQ checkpoint format one bit at a time, for tests: slow, and apart from the library's own packing.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace gptq::testing {
+
+/// Bit b of field f of a column's stream is bit (f bits + b) of its words, the lowest first.
+/// @param values [F][C], F bits a multiple of 32
+/// @return i32 [F bits / 32, C]
+inline at::Tensor reference_pack(const std::vector<std::vector<int64_t>>& values, int64_t bits) {
+  const auto fields = static_cast<int64_t>(values.size()), columns = static_cast<int64_t>(values[0].size());
+  at::Tensor words = at::zeros({fields * bits / 32, columns}, at::kLong);
+  auto word = words.accessor<int64_t, 2>();
+  for (int64_t field = 0; field < fields; ++field) {
+    for (int64_t column = 0; column < columns; ++column) {
+      for (int64_t bit = 0; bit < bits; ++bit) {
+        const int64_t position = field * bits + bit;
+        const int64_t value = values[static_cast<size_t>(field)][static_cast<size_t>(column)] >> bit & 1;
+        word[position / 32][column] += value << (position % 32);
+      }
+    }
+  }
+  // To the signed number of the same bits.
+  return at::where(words.ge(int64_t{1} << 31), words.sub(int64_t{1} << 32), words).to(at::kInt);
+}
+
+/// The inverse of reference_pack.
+inline std::vector<std::vector<int64_t>> reference_unpack(const at::Tensor& words, int64_t bits) {
+  const at::Tensor wide = words.to(at::kLong).contiguous();
+  const auto word = wide.accessor<int64_t, 2>();
+  std::vector<std::vector<int64_t>> values(static_cast<size_t>(words.size(0) * 32 / bits));
+  for (size_t field = 0; field < values.size(); ++field) {
+    for (int64_t column = 0; column < words.size(1); ++column) {
+      int64_t value = 0;
+      for (int64_t bit = 0; bit < bits; ++bit) {
+        const int64_t position = static_cast<int64_t>(field) * bits + bit;
+        value += (word[position / 32][column] >> (position % 32) & 1) << bit;
+      }
+      values[field].push_back(value);
+    }
+  }
+  return values;
+}
+
+}  // namespace gptq::testing
