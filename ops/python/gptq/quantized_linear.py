@@ -22,7 +22,7 @@ class QuantizedLinear(nn.Module):
 
     The constructor makes a layer of zeros with the shapes that load_state_dict needs, from_codes one that computes
     something. Weights of 5 to 8 bits are stored as two 4-bit halves, hence with twice as many columns. There is no
-    gradient with respect to the input: backward raises.
+    gradient with respect to the input: backward raises, and torch.compile wants torch.no_grad().
 
     Moving and casting: everything follows ``.to(device)``; ``.to(dtype)``, ``.half()`` and the like cast the bias
     alone, the scales stay float16. Inputs may be float32, bfloat16 or float16 whatever the dtype of the bias; the

@@ -88,5 +88,5 @@ def _row(layer: LayerReport) -> tuple[str, ...]:
 
 def model_bytes(model: nn.Module) -> int:
     """Return the bytes of the parameters and buffers of a model; tensors that share memory count once."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if not nn.parameter.is_lazy(t)]
     return sum({(t.data_ptr() or id(t)): t.nbytes for t in tensors}.values())
