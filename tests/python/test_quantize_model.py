@@ -625,6 +625,45 @@ def test_bfloat16():
     assert model.model.layers[0].self_attn.q_proj.scales.dtype == torch.float16
 
 
+def t5():
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    settings = transformers.T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes)
+    return seeded(lambda: transformers.T5ForConditionalGeneration(settings))
+
+
+def vit():
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
+    settings = transformers.ViTConfig(image_size=16, patch_size=4, **sizes)
+    return seeded(lambda: transformers.ViTForImageClassification(settings))
+
+
+@pytest.mark.parametrize(
+    ("make", "calibration"),
+    [
+        # Its blocks pass on a position bias beside their output, so that they run as a whole.
+        (t5, [{"input_ids": token_ids(2, 20, seed=s), "decoder_input_ids": token_ids(2, 12, seed=s)} for s in (0, 1)]),
+        (vit, [{"pixel_values": random(4, 3, 16, 16, seed=s)} for s in (0, 1, 2)]),
+    ],
+)
+def test_models_that_ask_for_the_dtype_of_a_weight(make, calibration):
+    model, rounded = make(), make()
+    with torch.no_grad():
+        expected = model(**calibration[0]).logits
+        report = gptq.quantize(model, calibration, **QUIET)
+        gptq.quantize(rounded, mode="rtn", **QUIET)
+        error, rtn_error = ((m(**calibration[0]).logits - expected).square().mean() for m in (model, rounded))
+    assert not report.skipped
+    assert 0 < error < 0.7 * rtn_error
+
+
+def test_tying_leaves_a_quantized_head():
+    model = gpt2()
+    gptq.quantize(model, MODELS["gpt2"][1], **QUIET)
+    names = set(model.state_dict())
+    model.tie_weights()
+    assert set(model.state_dict()) == names
+
+
 def test_generates_with_a_cache():
     model = gpt2()
     gptq.quantize(model, MODELS["gpt2"][1], **QUIET)

@@ -141,9 +141,15 @@ def test_casts_leave_the_scales(cast):
     assert outer.to("meta")[0].scales.is_meta
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[-1]])
-def test_compile_export_and_script(kind):
+@pytest.mark.parametrize(("kind", "bias"), [(KINDS[0], True), (KINDS[-1], True), ((4, 32, "dynamic", True), False)])
+def test_compile_export_and_script(kind, bias):
     layer, *_ = quantized(*kind)
+    if not bias:
+        state = layer.state_dict()
+        del state["bias"]
+        layer.bias = None
+        layer = fresh(layer)
+        layer.load_state_dict(state)
     layer.eval()
     x = random(4, 3, K)
     expected = layer(x)
@@ -155,6 +161,16 @@ def test_compile_export_and_script(kind):
         warnings.simplefilter("ignore")  # that TorchScript is deprecated
         assert torch.equal(torch.jit.script(layer)(x), expected)
         assert torch.equal(torch.jit.trace(layer, x)(x), expected)
+
+
+def test_weight_tells_dtype_device_and_shape_alone():
+    layer, *_ = quantized(8, 32)
+    assert layer.weight.shape == (N, K) and layer.weight.isnan().all()
+    assert layer.to(torch.bfloat16).weight.dtype == torch.bfloat16
+    layer.weight = nn.Parameter(torch.zeros(N, K))  # as when transformers ties lm_head to the embedding
+    assert layer.weight.isnan().all() and not list(layer.parameters())
+    assert set(layer.state_dict()) == {"packed", "scales", "zeros", "bias"}
+    assert layer.to("meta").weight.is_meta
 
 
 def test_backward_says_that_there_is_none():

@@ -53,9 +53,14 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def is_cache(value: Any) -> bool:
+    """Return whether a value is a transformers Cache, which a forward fills."""
+    return hasattr(value, "get_seq_length")
+
+
 def copied(value: Any) -> Any:
     """Return value with copies of its tensors, and of a transformers Cache."""
-    if hasattr(value, "get_seq_length"):
+    if is_cache(value):
         return copy.deepcopy(value)
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return type(value)(copied(item) for item in value)

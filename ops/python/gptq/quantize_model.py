@@ -183,6 +183,7 @@ class _Pass:
             bits=target.grid.bits,
             group_size=-1 if self._options["per_tensor"] else target.grid.group_size,
             compute=self._compute,
+            dtype=module.weight.dtype,
         )
 
 
@@ -199,9 +200,8 @@ def _naming(target: Target) -> Iterator[None]:
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients and no cache of keys and values, for as long as the context lasts."""
     training = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
-    text = getattr(config, "get_text_config", lambda: config)()
-    cached = [c for c in {id(c): c for c in (config, text)}.values() if getattr(c, "use_cache", None) is True]
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    cached = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
     try:
         with torch.inference_mode(False), torch.no_grad():
             model.eval()
@@ -308,7 +308,8 @@ def quantize(
         calibration: an iterable, such as a list or a DataLoader, of str (given to the tokenizer), tensors (the model's
             first argument), dicts (arguments by name) or tuples (arguments by position). A two-dimensional
             attention_mask in a dict leaves out padding; "token_weights" beside it, floating point [batch, tokens], says
-            otherwise how much each token counts. May be empty only in mode "rtn".
+            otherwise how much each token counts. A layer that is never called stays as it is. May be empty only in mode
+            "rtn", where a layer whose weight the model reads without calling it must be skipped.
         bits: 2 to 8.
         group_size: columns that share a scale and zero point, -1 for one group per row.
         tokenizer: for calibration on text: called as tokenizer(text, return_tensors="pt").

@@ -28,6 +28,9 @@ class QuantizedLinear(nn.Module):
     alone, the scales stay float16. Inputs may be float32, bfloat16 or float16 whatever the dtype of the bias; the
     output has the input's dtype.
 
+    weight is there for code that asks for its dtype, device or shape: the values are NaN, see dequantize. A weight that
+    is assigned, as transformers does to tie lm_head to the embedding, is ignored.
+
     Buffers, all of them in the state_dict unless None:
         packed: uint8 [ceil(N / 16), ceil(C / 8), 64], where C = K, or 2 G n_groups with more than 4 bits.
         scales: float16 [n_groups, N], with more than 4 bits [2 n_groups, N].
@@ -69,7 +72,7 @@ class QuantizedLinear(nn.Module):
             input_order: whether the inputs are gathered, see act_order="dynamic" of gptq.quantize_weight.
             compute: see gptq.linear_w4.
             device: of the buffers.
-            dtype: of the bias; None: torch.get_default_dtype().
+            dtype: of the bias and of weight; None: torch.get_default_dtype().
 
         Raises:
             ValueError: bits, group_size or a number of features out of range, or zeros=False where bits is not 4.
@@ -99,11 +102,17 @@ class QuantizedLinear(nn.Module):
             return torch.zeros(shape, dtype=kind, device=device)
 
         grid = (2 * groups if self.split else groups, out_features)
-        self.register_buffer("packed", empty((-(-out_features // 16), -(-columns // 8), 64), torch.uint8))
-        self.register_buffer("scales", empty(grid, torch.float16))
-        self.register_buffer("zeros", empty(grid, torch.uint8) if zeros or (zeros is None and bits != 4) else None)
-        self.register_buffer("bias", empty((out_features,), dtype) if bias else None)
-        self.register_buffer("input_order", empty((columns,), torch.int32) if input_order else None)
+        buffers = {
+            "packed": empty((-(-out_features // 16), -(-columns // 8), 64), torch.uint8),
+            "scales": empty(grid, torch.float16),
+            "zeros": empty(grid, torch.uint8) if zeros or (zeros is None and bits != 4) else None,
+            "bias": empty((out_features,), dtype) if bias else None,
+            "input_order": empty((columns,), torch.int32) if input_order else None,
+            "unknown": empty((), dtype).fill_(float("nan")),
+        }
+        # torch.export counts its inputs wrongly where a buffer follows one that is None.
+        for name in sorted(buffers, key=lambda name: buffers[name] is None):
+            self.register_buffer(name, buffers[name], persistent=name != "unknown")
 
     @classmethod
     def from_codes(
@@ -117,6 +126,7 @@ class QuantizedLinear(nn.Module):
         bits: int = 4,
         group_size: int = 128,
         compute: str = "exact",
+        dtype: torch.dtype | None = None,
     ) -> "QuantizedLinear":
         """Make a layer of what gptq.quantize_weight returns.
 
@@ -129,6 +139,7 @@ class QuantizedLinear(nn.Module):
             bits: 2 to 8.
             group_size: columns per group, -1 for one group per row.
             compute: see gptq.linear_w4.
+            dtype: of weight; None: that of the bias, or torch.get_default_dtype() without one.
 
         Returns:
             A layer on the device of codes. The tensors are copied, except bias, and scales and zeros of up to 4 bits.
@@ -153,6 +164,9 @@ class QuantizedLinear(nn.Module):
             device="meta",
         )
         layer._fill(codes, scales, zeros, bias, input_order)
+        if dtype is None:
+            dtype = torch.get_default_dtype() if bias is None else bias.dtype
+        layer.unknown = torch.full((), float("nan"), dtype=dtype, device=codes.device)
         return layer
 
     def _fill(
@@ -176,6 +190,16 @@ class QuantizedLinear(nn.Module):
             if tensor is not None and name != "bias" and tensor.dtype != expected.dtype:
                 raise ValueError(f"{name} must be {expected.dtype}, got {tensor.dtype}")
             setattr(self, name, tensor if tensor is None else tensor.detach())
+
+    @property
+    def weight(self) -> Tensor:
+        """NaN [N, K], with a dtype and a device; takes no memory."""
+        return self.unknown.expand(self.out_features, self.in_features)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Ignore a weight; register any other parameter."""
+        if name != "weight":
+            super().register_parameter(name, param)
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the layer: [..., K] to [..., N] in the input's dtype."""
@@ -273,6 +297,11 @@ class QuantizedConv2d(nn.Module):
         self.padding = padding
         self.dilation = dilation
         self.padding_mode = padding_mode
+
+    @property
+    def weight(self) -> Tensor:
+        """NaN [N, C, height, width], see QuantizedLinear."""
+        return self.linear.unknown.expand(self.out_channels, self.in_channels, self.kernel_size[0], self.kernel_size[1])
 
     @staticmethod
     def geometry(module: nn.Conv2d) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .calibration import Call, copied, tensors_in
+from .calibration import Call, copied, is_cache, tensors_in
 from .targets import Target
 
 Unit = tuple[int, int]
@@ -76,7 +76,7 @@ class ChainWatch:
     """Records how the blocks of one stack are called, and finds out whether they form a chain.
 
     They do if each is called once and in order, if nothing of what the blocks before gave reaches a block but the
-    output of the last, and if nothing changes that on the way.
+    output of the last, if nothing changes that on the way, and if they fill no cache of keys and values.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -96,7 +96,8 @@ class ChainWatch:
         """Note a call; a forward pre-hook."""
         position = len(self._calls)
         call = Call(args, dict(kwargs))
-        if not self.stack.valid or self._index[block] != position:
+        cached = any(is_cache(call.get(place)) for place in call.places())
+        if not self.stack.valid or self._index[block] != position or cached:
             self.stack.valid = False
         elif position == 0:
             self._given = {id(tensor) for tensor in tensors_in(args) + tensors_in(kwargs)}
