@@ -138,6 +138,9 @@ class _Pass:
         """Quantize the weight of a target, put it into the model, and report."""
         options = dict(self._options, bits=target.grid.bits, group_size=target.grid.group_size)
         options["correct_bias"] = options["correct_bias"] and target.bias is not None
+        if gathered.statistics.nsamples == 0 and options["mode"] != "rtn":
+            options["mode"] = "rtn"
+            gathered.note = "rounded to nearest, since no token reaches it in the quantized model"
         weight = target.weight
         with _naming(target):
             codes, scales, zeros, found, shift, order = gathered.statistics.quantize(weight, **options)
