@@ -191,6 +191,12 @@ def test_gpt2_as_the_driver(driver_path, root, tmp_path):
         # later; unrelated codes would agree in about one of eight.
         agreeing = (packed == gptq.unpack_w4(layer.packed, n, columns)).float().mean()
         assert agreeing == 1 if ours is report.layers[0] else agreeing > 0.5
+    # The driver's tensors have the names and shapes of ours.
+    keys = model.load_state_dict(tensors, strict=False)
+    assert not keys.missing_keys and not keys.unexpected_keys
+    assert torch.equal(
+        gptq.unpack_w4(tensors[f"{ours.name}.packed"], n, columns), gptq.unpack_w4(layer.packed, n, columns)
+    )
 
 
 def test_layers_that_read_the_same_tensor_come_out_as_alone():

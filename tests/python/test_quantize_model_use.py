@@ -336,22 +336,81 @@ def test_generates_with_a_cache():
         assert cached[0, step] == logits(model, cached[:, :step])[0, -1].argmax()
 
 
-def test_blocks_that_get_more_than_their_predecessors_output_run_as_a_whole():
-    class Skipping(nn.Module):
+class Chain(nn.Module):
+    """Three blocks one after the other, but for one thing in their way."""
+
+    def __init__(self, trouble):
+        super().__init__()
+        self.trouble = trouble
+        self.blocks = nn.ModuleList([Block(trouble) for _ in range(3)])
+        if trouble == "a weight that two blocks share":
+            self.blocks[2].linear.weight = self.blocks[0].linear.weight
+
+    def forward(self, x):
+        first = None
+        for block in self.blocks:
+            if self.trouble == "a sum between them":
+                x = x + block(x)
+            elif self.trouble == "a sum in place between them":
+                x = block(x)
+                x.add_(0.5 * x.roll(1, 1))
+            elif self.trouble == "an earlier output":
+                x = block(x, first)
+                first = x if first is None else first
+            else:
+                x = block(x)
+        return x
+
+
+class Block(nn.Module):
+    def __init__(self, trouble):
+        super().__init__()
+        self.trouble = trouble
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x, other=None):
+        if self.trouble == "an input changed in place":
+            x.mul_(1.5).add_(0.1)
+        return torch.tanh(self.linear(x if other is None else x + other))
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "a sum between them",
+        "a sum in place between them",
+        "an earlier output",
+        "a weight that two blocks share",
+        "an input changed in place",
+    ],
+)
+def test_chains_of_blocks_that_are_none(trouble):
+    one, other, x = seeded(lambda: Chain(trouble)), seeded(lambda: Chain(trouble)), random(80, 16)
+    inputs = []
+    other.blocks[0].linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0].clone()))
+    kept = x.clone()
+    gptq.quantize(one, [x], bits=3, **QUIET)
+    gptq.quantize(other, [x], bits=3, blockwise=False, **QUIET)
+    assert same_codes(one, other)
+    assert torch.equal(x, kept)
+    assert all(torch.equal(seen, inputs[0]) for seen in inputs)
+
+
+def test_a_tensor_changed_in_place_is_another_one():
+    class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.blocks = nn.ModuleList([nn.Linear(16, 16) for _ in range(3)])
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
 
         def forward(self, x):
-            y = x
-            for block in self.blocks:
-                y = y + torch.relu(block(y))  # not the block's output as it is
-            return y
+            y = self.a(x)
+            return y + self.b(x.sub_(x.roll(1, 1)))
 
-    one, other = seeded(Skipping), seeded(Skipping)
-    gptq.quantize(one, [random(80, 16)], **QUIET)
-    gptq.quantize(other, [random(80, 16)], blockwise=False, **QUIET)
-    assert same_codes(one, other)
+    model, x = seeded(Twice), random(80, 16)
+    alone = nn.Sequential(copy.deepcopy(model.b))
+    gptq.quantize(model, [x], **QUIET)
+    gptq.quantize(alone, [x - x.roll(1, 1)], **QUIET)
+    assert torch.equal(model.b.codes(), alone[0].codes())
 
 
 def test_tokens_that_a_router_sends_elsewhere():
