@@ -1,9 +1,9 @@
 """GPTQ post-training quantization and packed-INT4 inference for PyTorch.
 
 Importing this package loads libgptq.so, which registers the ``gptq::`` operators and the class
-``torch.classes.gptq.GPTQLayer``. The functions below call them and add nothing but names, types and documentation, so
-``torch.ops.gptq.linear_w4`` and ``gptq.linear_w4`` are the same. Wrong arguments raise RuntimeError with a message that
-names the argument, the requirement and the value received.
+``torch.classes.gptq.GPTQLayer``. ``gptq.quantize`` quantizes a whole model with them. The functions below call them and
+add nothing but names, types and documentation, so ``torch.ops.gptq.linear_w4`` and ``gptq.linear_w4`` are the same.
+Wrong arguments raise RuntimeError with a message that names the argument, the requirement and the value received.
 
 In the signatures x is the input [..., K], w the weight [N, K], G the group size in columns,
 n_groups = ceil(K / G), and H the Hessian [K, K].
@@ -15,15 +15,23 @@ import torch
 from torch import Tensor
 
 from ._library import load_library
+from .quantize_model import quantize
+from .quantized_linear import QuantizedConv2d, QuantizedLinear
+from .report import LayerReport, QuantizationReport
 
 __version__: str = load_library().get("version", "unknown")
 
 __all__ = [
     "GPTQLayer",
+    "LayerReport",
+    "QuantizationReport",
+    "QuantizedConv2d",
+    "QuantizedLinear",
     "QuantizedWeight",
     "dequantize_w4",
     "linear_w4",
     "pack_w4",
+    "quantize",
     "quantize_weight",
     "unpack_w4",
 ]

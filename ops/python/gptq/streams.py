@@ -1,0 +1,200 @@
+"""The two streams of activations: the float model's, and those of the model whose earlier layers are quantized."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calibration import Call, tensors_in
+from .quantized_linear import QuantizedConv2d, QuantizedLinear
+from .targets import Target
+from .trace import Stack, Stop, Trace, Unit, argument, pre_hooks
+
+
+class Replacements:
+    """The modules put in place of others, which can be taken back."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def add(self, target: Target, modules: dict[nn.Module, nn.Module]) -> None:
+        """Put modules[m] in place of m wherever a module m of the target stands."""
+        added = [(parent, name, old, modules[old]) for parent, name, old in target.places]
+        self._done += added
+        for parent, name, _, new in added:
+            parent._modules[name] = new
+
+    def take_back(self) -> None:
+        """Put all of the modules back that were there before."""
+        for parent, name, old, _ in reversed(self._done):
+            parent._modules[name] = old
+
+    def restore_modes(self) -> None:
+        """Put each new module in the mode, training or eval, of the one it replaces."""
+        for _, _, old, new in self._done:
+            new.train(old.training)
+
+    @contextmanager
+    def taken_back(self) -> Iterator[None]:
+        """The float model, for as long as the context lasts."""
+        self.take_back()
+        try:
+            yield
+        finally:
+            for parent, name, _, new in self._done:
+                parent._modules[name] = new
+
+
+class Streams:
+    """Runs the model, or one block of it, on the calibration calls, as it was and as it is now.
+
+    Memory: while a stack is passed, the inputs of one block for all calls, twice.
+    """
+
+    def __init__(self, model: nn.Module, calls: list[Call], traced: Trace, replacements: Replacements) -> None:
+        self._model = model
+        self._calls = calls
+        self._trace = traced
+        self._replacements = replacements
+        self._at: Unit | None = None
+        self._hidden: dict[bool, list[Tensor]] = {}
+        self._block_calls: dict[bool, list[list[Call]]] = {}
+
+    def go_to(self, unit: Unit | None) -> None:
+        """Bring both streams to the input of a block; None: the whole model."""
+        if unit is None or unit == self._at:
+            return
+        number, index = unit
+        if self._at is None or self._at[0] != number:
+            self._enter(number)
+        while self._at[1] < index:
+            for quantized in (False, True):
+                for call in range(len(self._calls)):
+                    self._hidden[quantized][call] = self._pass_block(call, quantized)
+            self._at = (number, self._at[1] + 1)
+
+    def inputs(self, target: Target, call: int, quantized: bool) -> list[Tensor]:
+        """Return what a target is called with in one calibration call.
+
+        Args:
+            target: one that is not replaced yet, in the block that was last gone to, or in none.
+            call: index of the calibration call.
+            quantized: of the model as it is now; False: of the float model.
+        """
+        expected = self._trace.calls[target][call]
+        found: list[Tensor] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = argument(args, kwargs)
+            found.append(x.clone() if expected > 1 else x)
+            if len(found) == expected:
+                raise Stop
+
+        unit = self._trace.units.get(target)
+        with pre_hooks(target.modules, note), self._model_of(quantized), suppress(Stop):
+            if unit is None:
+                self._calls[call].run(self._model)
+            else:
+                self._run_block(call, quantized)
+        return found
+
+    @contextmanager
+    def _model_of(self, quantized: bool) -> Iterator[None]:
+        if quantized:
+            yield
+        else:
+            with self._replacements.taken_back():
+                yield
+
+    def _stack(self) -> Stack:
+        return self._trace.stacks[self._at[0]]
+
+    def _run_block(self, call: int, quantized: bool) -> Any:
+        stack, index = self._stack(), self._at[1]
+        prepared = self._block_calls[quantized][call][index].replaced(stack.place, self._hidden[quantized][call])
+        return prepared.run(stack.block(index))
+
+    def _pass_block(self, call: int, quantized: bool) -> Tensor:
+        with self._model_of(quantized):
+            return tensors_in(self._run_block(call, quantized))[0]
+
+    def _enter(self, number: int) -> None:
+        if self._at is not None:
+            self._trace.stacks[self._at[0]].hidden.clear()
+        self._at = (number, 0)
+        stack = self._stack()
+        self._hidden[False] = stack.hidden
+        self._block_calls[False] = stack.calls
+        if len(self._replacements) == 0:
+            self._hidden[True] = list(stack.hidden)
+            self._block_calls[True] = stack.calls
+            return
+        recorded = [self._record(stack, call) for call in self._calls]
+        self._block_calls[True] = recorded
+        self._hidden[True] = [calls[0].get(stack.place) for calls in recorded]
+
+    def _record(self, stack: Stack, call: Call) -> list[Call]:
+        """Return how the model as it is now calls the blocks of a stack."""
+        recorded: list[Call] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            made = Call(args, dict(kwargs))
+            if not recorded:
+                made = made.replaced(stack.place, made.get(stack.place).clone())
+            recorded.append(made if not recorded else made.replaced(stack.place, None))
+            if len(recorded) == len(stack.keys):
+                raise Stop
+
+        with pre_hooks(stack.blocks, note), suppress(Stop):
+            call.run(self._model)
+        return recorded
+
+
+class InputStatistics:
+    """What layers that read the same inputs share: one GPTQLayer, which quantizes the weight of each in turn."""
+
+    def __init__(self, weight: Tensor, drop_nonfinite: bool) -> None:
+        # GPTQLayer keeps this very tensor, so that its data can be exchanged; that there is a bias tells it to use the
+        # mean, which correct_bias asks for.
+        self._weight = weight.detach()
+        bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        self._layer = torch.classes.gptq.GPTQLayer(self._weight, bias, False)
+        self._drop_nonfinite = drop_nonfinite
+
+    def add(self, input: Tensor, float_input: Tensor | None, token_weights: Tensor | None) -> None:
+        """Add input vectors, see GPTQLayer.add_batch."""
+        self._layer.add_batch(input, float_input, token_weights, self._drop_nonfinite)
+
+    def quantize(self, weight: Tensor, **options: Any) -> tuple[Any, ...]:
+        """Quantize a weight that reads these inputs, see GPTQLayer.quantize."""
+        self._weight.data = weight
+        return self._layer.quantize(**options)
+
+    @property
+    def nsamples(self) -> int:
+        """Input vectors seen."""
+        return self._layer.nsamples()
+
+    @property
+    def dropped(self) -> int:
+        """Input vectors left out for being NaN or Inf."""
+        return self._layer.dropped()
+
+
+def replacement(module: nn.Module, kind: str, linear: QuantizedLinear) -> nn.Module:
+    """Return what takes the place of a module: linear, or a convolution with it, with the module's hooks and mode."""
+    made = QuantizedConv2d(linear, **QuantizedConv2d.geometry(module)) if kind == "Conv2d" else linear
+    for name in (
+        "_forward_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks",
+        "_forward_pre_hooks_with_kwargs",
+    ):
+        setattr(made, name, getattr(module, name))  # the same dicts, so that handles of the hooks still remove them
+    return made.train(module.training)
