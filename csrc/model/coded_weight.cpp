@@ -2,7 +2,8 @@
 
 #include <ATen/ATen.h>
 #include <gptq/pack_w4.h>
-#include <gptq/split_w8.h>
+
+#include "rewrite/packed_weight.h"
 
 namespace gptq {
 
@@ -39,18 +40,13 @@ QuantizedTensors pack_weight(const CodedWeight& weight) {
   QuantizedTensors result;
   result.bits = weight.bits;
   result.group_size = weight.group_size;
-  if (weight.bits <= 4) {
-    result.packed = pack_w4(weight.codes);
-    result.scales = weight.scales;
-    if (!weight.zeros.eq(kZeroOfNone).all().item<bool>()) result.zeros = weight.zeros;
-    result.input_order = weight.input_order;
-    return result;
-  }
-  const SplitW8 split = split_w8(weight.codes, weight.scales, weight.zeros, weight.group_size);
-  result.packed = pack_w4(split.codes);
-  result.scales = split.scales;
-  result.zeros = split.zeros;
-  if (weight.input_order) result.input_order = weight.input_order->repeat(2);
+  const rewrite::PackedWeight packed =
+      rewrite::pack_weight(weight.codes, weight.scales, weight.zeros, weight.input_order.value_or(at::Tensor()),
+                           weight.bits, weight.group_size);
+  result.packed = packed.packed;
+  result.scales = packed.scales;
+  if (packed.zeros.defined()) result.zeros = packed.zeros;
+  if (packed.input_order.defined()) result.input_order = packed.input_order;
   return result;
 }
 

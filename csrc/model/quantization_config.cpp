@@ -1,6 +1,7 @@
 #include "model/quantization_config.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "model/json_fields.h"
 
@@ -78,18 +79,21 @@ GptqZeros read_zeros_form(const JsonFields& fields) {
   return is_by_gptqmodel(fields) ? GptqZeros::kLessOneByWord : GptqZeros::kLessOne;
 }
 
+// Matches from the start, as Python's re.match does.
+Regex read_regex(const std::string& key, const std::string& where) {
+  try {
+    return Regex("\\A(?:" + (key.starts_with("+:") ? key.substr(2) : key) + ")");
+  } catch (const std::runtime_error& error) {
+    TORCH_CHECK(false, where, " must be a regular expression, is none: ", error.what());
+  }
+}
+
 // Null if the pattern only says that what it matches is not quantized, which the tensors tell.
 std::optional<QuantizationConfig::Pattern> read_pattern(const std::string& key, const Json& value,
                                                         const std::string& where, bool& symmetric) {
   if (key.starts_with("-:")) return std::nullopt;
   TORCH_CHECK(value.is_object(), where, " must be an object, got ", show(value));
-  QuantizationConfig::Pattern pattern;
-  pattern.text = key;
-  try {
-    pattern.regex = std::regex(key.starts_with("+:") ? key.substr(2) : key);
-  } catch (const std::regex_error& error) {
-    TORCH_CHECK(false, where, " must be a regular expression, is none: ", error.what());
-  }
+  QuantizationConfig::Pattern pattern{key, read_regex(key, where), {}, {}};
   const JsonFields fields(value, where);
   int64_t bits = 0, group_size = 0;
   read_gptq_bits(fields, bits);
@@ -130,6 +134,15 @@ QuantizationConfig read_gptq(const JsonFields& fields) {
   return result;
 }
 
+bool matches(const QuantizationConfig::Pattern& pattern, const std::string& path) {
+  try {
+    return Regex::Search(pattern.regex, path).from(0).has_value();
+  } catch (const std::runtime_error& error) {
+    TORCH_CHECK(false, "quantization_config: dynamic: ", show(pattern.text),
+                " must not repeat without end: ", error.what());
+  }
+}
+
 }  // namespace
 
 QuantizationConfig::Module QuantizationConfig::of(const std::string& path) const {
@@ -138,7 +151,7 @@ QuantizationConfig::Module QuantizationConfig::of(const std::string& path) const
   Module result = defaults;
   const Pattern* first = nullptr;
   for (const Pattern& pattern : patterns) {
-    if (!std::regex_search(path, pattern.regex, std::regex_constants::match_continuous)) continue;
+    if (!matches(pattern, path)) continue;
     const Module module{pattern.bits.value_or(defaults.bits), pattern.group_size.value_or(defaults.group_size)};
     TORCH_CHECK(first == nullptr || (module.bits == result.bits && module.group_size == result.group_size),
                 "quantization_config: dynamic: ", show(path), " must match one pattern, matches ", show(first->text),

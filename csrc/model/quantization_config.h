@@ -4,11 +4,11 @@
 #include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
-#include <regex>
 #include <string>
 #include <vector>
 
 #include "model/gptq_format.h"
+#include "model/regex.h"
 
 namespace gptq {
 
@@ -29,7 +29,7 @@ struct QuantizationConfig {
   /// An entry of "dynamic".
   struct Pattern {
     std::string text;
-    std::regex regex;  ///< matches from the start of the path, not necessarily to its end
+    Regex regex;  ///< matches from the start of the path, not necessarily to its end
     std::optional<int64_t> bits;
     std::optional<int64_t> group_size;
   };

@@ -1,11 +1,10 @@
 #include "model/split_pattern.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <limits>
+#include <optional>
 #include <stdexcept>
 
+#include "model/regex.h"
 #include "model/utf8.h"
 
 namespace gptq {
@@ -131,66 +130,21 @@ class PatternTranslator {
   bool in_class_ = false;
 };
 
-std::string pcre2_message(int error) {
-  PCRE2_UCHAR buffer[256];
-  pcre2_get_error_message(error, buffer, sizeof(buffer));
-  return reinterpret_cast<const char*>(buffer);
-}
-
-std::shared_ptr<const void> compile(const std::string& pcre2_pattern) {
-  int error = 0;
-  PCRE2_SIZE offset = 0;
-  const std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
-      pcre2_compile_context_create(nullptr), pcre2_compile_context_free);
-  if (!context) throw std::bad_alloc();
-  pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pcre2_pattern.data()), pcre2_pattern.size(),
-                                   PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, context.get());
-  if (code == nullptr) throw std::runtime_error("invalid pattern: " + pcre2_message(error));
-  // Where no executable memory can be had this fails, and pcre2_match interprets the pattern instead.
-  pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
-  return std::shared_ptr<const void>(
-      code, [](const void* p) { pcre2_code_free(const_cast<pcre2_code*>(static_cast<const pcre2_code*>(p))); });
-}
-
-using MatchData = std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)>;
-
-MatchData make_match_data() {
-  MatchData data(pcre2_match_data_create(1, nullptr), pcre2_match_data_free);
-  if (!data) throw std::bad_alloc();
-  return data;
-}
-
-// True if `code` matches at or after `start`; the match is then in `data`.
-bool find(const std::shared_ptr<const void>& code, std::string_view text, size_t start, pcre2_match_data* data) {
-  const auto* compiled = static_cast<const pcre2_code*>(code.get());
-  const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-  int result = pcre2_match(compiled, subject, text.size(), start, PCRE2_NO_UTF_CHECK, data, nullptr);
-  if (result == PCRE2_ERROR_JIT_STACKLIMIT) {
-    result = pcre2_match(compiled, subject, text.size(), start, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, nullptr);
-  }
-  if (result == PCRE2_ERROR_NOMATCH) return false;
-  if (result < 0) {
-    throw std::runtime_error("the split pattern gave up at byte " + std::to_string(start) + " of " +
-                             std::to_string(text.size()) + ": " + pcre2_message(result));
-  }
-  return true;
-}
-
 }  // namespace
 
-SplitPattern::SplitPattern(const std::string& regex) : code_(compile(PatternTranslator(regex).translate())) {}
+SplitPattern::SplitPattern(const std::string& regex)
+    : regex_(std::make_shared<Regex>(PatternTranslator(regex).translate())) {}
 
 void SplitPattern::split(std::string_view text, const PieceFunction& take_piece) const {
   if (text.empty()) return;
-  const MatchData data = make_match_data();
-  const PCRE2_SIZE* match = pcre2_get_ovector_pointer(data.get());
+  Regex::Search matches(*regex_, text);
   size_t done = 0;
   size_t search = 0;
   size_t last_match_end = std::numeric_limits<size_t>::max();
-  while (search <= text.size() && find(code_, text, search, data.get())) {
-    const size_t begin = match[0];
-    const size_t end = match[1];
+  while (search <= text.size()) {
+    const auto match = matches.from(search);
+    if (!match) break;
+    const auto [begin, end] = *match;
     if (begin == end) {
       // An empty match cuts the text, except right after a match; the search moves on by one character.
       search = end < text.size() ? end + decode_utf8(text, end).length : end + 1;
@@ -217,13 +171,11 @@ std::string escape_regex(std::string_view text) {
 
 bool is_word_character(uint32_t code_point) {
   // The numbers added after Unicode 14 are all decimal digits except U+1D2C0..1D2D3.
-  static const std::shared_ptr<const void> pattern =
-      compile(std::string(R"((?![\x{1d2c0}-\x{1d2d3}\p{No}])[)") + kLetters + kMarks + kNumbers +
-              R"(\p{Alphabetic}\p{Pc}\x{200c}\x{200d}])" + R"(|[\p{Alphabetic}])");
+  static const Regex pattern(std::string(R"((?![\x{1d2c0}-\x{1d2d3}\p{No}])[)") + kLetters + kMarks + kNumbers +
+                             R"(\p{Alphabetic}\p{Pc}\x{200c}\x{200d}])" + R"(|[\p{Alphabetic}])");
   std::string text;
   append_utf8(text, code_point);
-  const MatchData data = make_match_data();
-  return find(pattern, text, 0, data.get());
+  return Regex::Search(pattern, text).from(0).has_value();
 }
 
 }  // namespace gptq

@@ -32,7 +32,7 @@ class SplitPattern {
   void split(std::string_view text, const PieceFunction& take_piece) const;
 
  private:
-  std::shared_ptr<const void> code_;  // pcre2_code_8, kept out of this header
+  std::shared_ptr<const class Regex> regex_;
 };
 
 /// A regular expression that matches `text` itself.

@@ -3,8 +3,6 @@
 #include <ATen/ATen.h>
 #include <c10/util/irange.h>
 #include <gptq/gptq_layer.h>
-#include <gptq/pack_w4.h>
-#include <gptq/split_w8.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 
 #include <algorithm>
@@ -17,6 +15,7 @@
 #include "rewrite/graph_slice.h"
 #include "rewrite/linear_finder.h"
 #include "rewrite/linear_replacement.h"
+#include "rewrite/packed_weight.h"
 
 namespace gptq::rewrite {
 namespace {
@@ -91,27 +90,6 @@ void at_layer(const Layer& layer, const Step& step) {
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, layer.name, ": ", error.what_without_backtrace());
   }
-}
-
-/// Fills in what linear_w4 needs; false if it cannot run such a weight.
-bool set_packed(const QuantizeResult& result, const QuantizeOptions& options, QuantizedLinear& quantized) {
-  const int64_t group_size = quantized.group_size;
-  if (options.bits <= 4) {
-    quantized.packed = pack_w4(result.codes);
-    quantized.scales = result.scales;
-    quantized.zeros = options.bits == 4 && options.symmetric ? at::Tensor() : result.zeros;
-    quantized.input_order = result.input_order;
-    return true;
-  }
-  if (group_size != -1 && quantized.in_features % group_size != 0) {
-    return false;
-  }
-  const SplitW8 split = split_w8(result.codes, result.scales, result.zeros, group_size);
-  quantized.packed = pack_w4(split.codes);
-  quantized.scales = split.scales;
-  quantized.zeros = split.zeros;
-  quantized.input_order = result.input_order.defined() ? result.input_order.repeat(2) : at::Tensor();
-  return true;
 }
 
 class CalibrationPass {
@@ -348,7 +326,14 @@ QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
   quantized.nsamples = layer.observer->nsamples();
   quantized.dropped = layer.observer->dropped();
   quantized.report = result.report;
-  if (!set_packed(result, options, quantized)) {
+  if (can_pack(options.bits, quantized.group_size, quantized.in_features)) {
+    const PackedWeight weight =
+        pack_weight(result.codes, result.scales, result.zeros, result.input_order, options.bits, quantized.group_size);
+    quantized.packed = weight.packed;
+    quantized.scales = weight.scales;
+    quantized.zeros = weight.zeros;
+    quantized.input_order = weight.input_order;
+  } else {
     const at::Tensor dequantized = result.dequantize();
     quantized.dequantized = (layer.conv1d ? dequantized.t() : dequantized).to(stored.scalar_type()).contiguous();
   }
