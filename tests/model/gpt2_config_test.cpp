@@ -121,8 +121,8 @@ TEST(GPT2Config, QuantizationSettingsOfTheGptqFormat) {
   EXPECT_ERROR(changed("bits", nullptr), "bits must be 2, 3, 4 or 8, got null");
   EXPECT_ERROR(changed("pack_dtype", "int64"), "pack_dtype must be \"int32\", got \"int64\"");
   EXPECT_ERROR(changed("is_marlin_format", true), "is_marlin_format must be false");
-  const auto runaway = changed("dynamic", {{"(([a-z]+)+)+!", {{"bits", 8}}}});
-  EXPECT_ERROR(runaway.of(std::string(200, 'a')), "dynamic: \"(([a-z]+)+)+!\" must not repeat without end");
+  const auto runaway = changed("dynamic", {{"(([a-z]+)+)+[0-9]", {{"bits", 8}}}});
+  EXPECT_ERROR(runaway.of(std::string(200, 'a')), "dynamic: \"(([a-z]+)+)+[0-9]\" must not repeat without end");
   EXPECT_ERROR(changed("adapter", {{"name", "lora"}}), "adapter must be null");
   EXPECT_ERROR(changed("dynamic", {{"+:(", Json::object()}}), "must be a regular expression");
   EXPECT_ERROR(changed("dynamic", {{"a", 1}}), "dynamic: \"a\" must be an object");

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 SCORING = ["--window", "256", "--max-tokens", "2048"]
@@ -278,34 +279,37 @@ class TestRefusals:
         refused(gptq("eval", broken, "--text", text[1]), saying=saying)
 
 
-@pytest.mark.skipif("GPTQ_PEER_PYTHON" not in os.environ, reason="GPTQ_PEER_PYTHON names no interpreter with gptqmodel")
+@pytest.fixture(scope="module")
+def peer(root):
+    """Return a function that runs scripts/peer_checkpoint.py."""
+    # Compiling the kernels takes longer than running them.
+    quiet = {"HF_HUB_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2", "TORCHDYNAMO_DISABLE": "1"}
+
+    def run(*arguments):
+        result = subprocess.run(
+            [os.environ["GPTQ_PEER_PYTHON"], root / "scripts" / "peer_checkpoint.py", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=1200,
+            check=False,
+            env={**os.environ, **quiet},
+        )
+        if arguments[0] == "score" and "requires optimum" in result.stderr:
+            pytest.skip("the peer has no optimum, which transformers needs")
+        assert result.returncode == 0, result.stderr[-2000:]
+
+    return run
+
+
+@pytest.mark.skipif(
+    not os.environ.get("GPTQ_PEER_PYTHON"), reason="GPTQ_PEER_PYTHON names no interpreter with gptqmodel"
+)
 class TestPeers:
     """What is written here is read there, and the other way round."""
 
     # The peers' kernels multiply in float16, with an error of 2^-11 in each weight and activation: measured, 1e-4 of
-    # the perplexity and less. A misread zero point or group would change it by more than a tenth.
+    # the perplexity and less. Zero points that are one off change it by 1 to 3 %, two groups that are swapped by 7 %.
     TOLERANCE = 1e-3
-
-    @pytest.fixture(scope="class")
-    def peer(self, root):
-        """Return a function that runs scripts/peer_checkpoint.py."""
-        # Compiling the kernels takes longer than running them.
-        quiet = {"HF_HUB_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2", "TORCHDYNAMO_DISABLE": "1"}
-
-        def run(*arguments):
-            result = subprocess.run(
-                [os.environ["GPTQ_PEER_PYTHON"], root / "scripts" / "peer_checkpoint.py", *map(str, arguments)],
-                capture_output=True,
-                text=True,
-                timeout=1200,
-                check=False,
-                env={**os.environ, **quiet},
-            )
-            if arguments[0] == "score" and "requires optimum" in result.stderr:
-                pytest.skip("the peer has no optimum, which transformers needs")
-            assert result.returncode == 0, result.stderr[-2000:]
-
-        return run
 
     @pytest.fixture
     def peer_perplexity(self, peer, text, tmp_path):
@@ -314,8 +318,8 @@ class TestPeers:
         def score(folder, *options):
             peer("score", folder, "--text", text[1], *SCORING, "--json", tmp_path / "peer.json", *options)
             report = json.loads((tmp_path / "peer.json").read_text())
-            tensors = load_file(folder / "model.safetensors")
-            assert report["quantized"] == layers_of(tensors)
+            with safe_open(folder / "model.safetensors", "pt") as tensors:
+                assert report["quantized"] == layers_of(tensors.keys())
             return report["perplexity"]
 
         return score
@@ -372,7 +376,8 @@ class TestPeers:
         save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
         folder = tmp_path / "model"
         peer("quantize", source, folder, "--text", text[0], "--asymmetric", "--group-size", "32")
-        stored = fields_of(load_file(folder / "model.safetensors")["transformer.h.0.mlp.c_fc.qzeros"].T, 4)
+        with safe_open(folder / "model.safetensors", "pt") as made:
+            stored = fields_of(made.get_tensor("transformer.h.0.mlp.c_fc.qzeros").numpy().T, 4)
         assert (stored == 15).sum() > 100
         ours, theirs = perplexity(folder), peer_perplexity(folder, "--backend", "torch")
         print(f"zero points that borrow: {ours:.5f}, gptqmodel {theirs:.5f}, {theirs / ours - 1:+.1e}")
