@@ -93,16 +93,34 @@ NamedTensors gather_tensors(const std::string& source, const Replacements& repla
   return tensors;
 }
 
+const QuantizedTensors& weight_of(const QuantizedTensors& tensors) {
+  return tensors;
+}
+
+const CodedWeight& weight_of(const GptqLinear& linear) {
+  return linear.weight;
+}
+
+// Bits and group size of most of the linears: an lm_head of its own kind is the exception.
+template <typename Linear>
+QuantizationConfig::Module most_frequent(const std::map<std::string, Linear>& replaced) {
+  std::map<std::pair<int64_t, int64_t>, int64_t> counts;
+  for (const auto& [path, linear] : replaced) ++counts[{weight_of(linear).bits, weight_of(linear).group_size}];
+  const auto most =
+      std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  return {most->first.first, most->first.second};
+}
+
 // Layers quantized earlier stay as they are described, so that quantizing in two steps works.
 Json libgptq_settings(const Json& previous, const std::map<std::string, QuantizedTensors>& replaced,
                       const Json& settings) {
   Json entry = settings.is_object() ? settings : Json::object();
-  const auto& first = replaced.begin()->second;
+  const auto common = most_frequent(replaced);
   entry["quant_method"] = "libgptq";
   entry["format"] = "w4";
   entry["version"] = 1;
-  entry["bits"] = previous.contains("bits") ? previous["bits"] : Json(first.bits);
-  entry["group_size"] = previous.contains("group_size") ? previous["group_size"] : Json(first.group_size);
+  entry["bits"] = previous.contains("bits") ? previous["bits"] : Json(common.bits);
+  entry["group_size"] = previous.contains("group_size") ? previous["group_size"] : Json(common.group_size);
   Json modules = previous.contains("modules") ? previous["modules"] : Json::object();
   for (const auto& [path, quantized] : replaced) {
     modules[path] = {{"bits", quantized.bits}, {"group_size", quantized.group_size}};
@@ -136,14 +154,6 @@ Json dynamic_settings(const GPT2Config& config, const std::map<std::string, Gptq
     result["+:" + exactly(path)] = {{"bits", weight.bits}, {"group_size", weight.group_size}};
   }
   return result;
-}
-
-QuantizationConfig::Module most_frequent(const std::map<std::string, GptqLinear>& replaced) {
-  std::map<std::pair<int64_t, int64_t>, int64_t> counts;
-  for (const auto& [path, linear] : replaced) ++counts[{linear.weight.bits, linear.weight.group_size}];
-  const auto most =
-      std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  return {most->first.first, most->first.second};
 }
 
 bool is_symmetric(const CodedWeight& weight) {
