@@ -3,14 +3,15 @@
 
     PYTHONPATH=ops/python PEER/bin/python scripts/bench_peers.py --json peers.json
 
-Every contender multiplies by the same quantized weight (symmetric, 4 bit), or by what it stands for; they are called in
-turn, round by round. Packages that are not installed are left out. PEER is a virtual environment with torch,
+Every contender multiplies by the same quantized weight (symmetric, 4 bit), or by what it stands for; each is called in
+every round. Packages that are not installed are left out. PEER is a virtual environment with torch,
 auto-round-lib, onnxruntime, onnx and gptqmodel.
 """
 
 import argparse
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -101,6 +102,8 @@ def onnxruntime_nbits(weight, accuracy_level):
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would otherwise spin on after a call, and stall whoever comes next for milliseconds.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def call(x):
@@ -204,8 +207,10 @@ def measure(weight, calls, m, rounds):
     errors = {name: relative_error(call(inputs[dtype])[:16], exact[dtype]) for name, dtype, call in calls}
     repeats = {name: repeats_of(call, inputs[dtype]) for name, dtype, call in calls}
     seconds = {name: [] for name, _, _ in calls}
+    # In another order each time: some packages' threads still disturb the one that comes next.
+    order = random.Random(m)
     for _ in range(rounds):
-        for name, dtype, call in calls:
+        for name, dtype, call in order.sample(calls, len(calls)):
             value = inputs[dtype]
             time.sleep(REST_SECONDS)
             call(value)
@@ -249,6 +254,7 @@ def main():
     parser.add_argument("--group-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
+    parser.add_argument("--inputs", choices=[*DTYPES, "all"], default="all", help="dtype of the input (default: all)")
     parser.add_argument("--json", type=Path, help="file to write the result to")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -256,14 +262,16 @@ def main():
     if args.probe:
         probe(args.probe)
         return
-    reasons = {name: reason_to_leave_out(name) for name, _, _ in CONTENDERS}
+    chosen = [name for name, dtype, _ in CONTENDERS if args.inputs in (dtype, "all")]
+    reasons = {name: reason_to_leave_out(name) for name in chosen}
     left_out = {name: reason for name, reason in reasons.items() if reason}
+    without = {*left_out, *(name for name, _, _ in CONTENDERS if name not in chosen)}
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", flush=True)
     results = []
     for k, n in args.shapes:
         weight = Weight(k, n, args.group_size)
-        calls = make_calls(weight, left_out)
+        calls = make_calls(weight, without)
         for m in args.tokens:
             results.append(measure(weight, calls, m, args.rounds))
             print_result(results[-1])

@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PEER_DTYPES = {"float32 input": ("linear_w4 exact", "f32"), "bfloat16 input": ("linear_w4 exact bf16", "bf16")}
+DRAWN_DENSE = "torch f32"
 OWN_COLOURS = {"linear_w4 exact": "#1f6feb", "linear_w4 int8": "#8250df", "linear_w4 exact bf16": "#1f6feb"}
 
 
@@ -99,7 +100,7 @@ def draw_bandwidth(levels, dram, path):
 
 def draw_peers(report, path):
     shapes = shapes_of(report)
-    names = [name for name in report["results"][0]["speedup"] if "bf16" not in name and name != "torch f32"]
+    names = [name for name in report["results"][0]["speedup"] if "bf16" not in name and name != DRAWN_DENSE]
     figure, axes = panels(shapes, lambda shape: f"{shape[0]} × {shape[1]}")
     for each, shape in zip(axes, shapes, strict=True):
         for name in names:
@@ -136,6 +137,8 @@ def print_levels(levels):
 def print_peers(report):
     """Print how many times as fast as each peer linear_w4 is, by shape and rows."""
     for title, (own, dtype) in PEER_DTYPES.items():
+        if own not in report["results"][0]["speedup"]:
+            continue
         names = [
             name for name in report["results"][0]["speedup"] if name != own and ("bf16" in name) == (dtype == "bf16")
         ]
@@ -157,15 +160,16 @@ def main():
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--linear", type=parse_labelled, action="append", required=True, metavar="LABEL=FILE")
     parser.add_argument("--dram", type=parse_report, help="gptq bench linear --regime dram")
-    parser.add_argument("--peers", type=parse_report)
+    parser.add_argument("--peers", type=parse_report, action="append", default=[], help="may be given again")
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
     draw_levels(args.linear, args.out_dir / "speed_levels.png")
     draw_bandwidth(args.linear, args.dram, args.out_dir / "speed_bandwidth.png")
     print_levels(args.linear)
-    if args.peers:
-        draw_peers(args.peers, args.out_dir / "speed_peers.png")
-        print_peers(args.peers)
+    for report in args.peers:
+        if DRAWN_DENSE in report["results"][0]["speedup"]:
+            draw_peers(report, args.out_dir / "speed_peers.png")
+        print_peers(report)
 
 
 if __name__ == "__main__":
