@@ -36,6 +36,16 @@ def test_opcheck_dequantize(group_size, zeros):
     torch.library.opcheck(ops.dequantize_w4, (ops.pack_w4(codes), scales, zero, 96, group_size))
 
 
+def test_split_w8_makes_eight_bits_two_halves():
+    codes, zeros = (torch.randint(0, 256, shape, dtype=torch.uint8) for shape in ((17, 96), (3, 17)))
+    scales = (torch.randn(3, 17) * 0.02).half()
+    halves, both, split_zeros = ops.split_w8(codes, scales, zeros, 32)
+    weight = ops.dequantize_w4(ops.pack_w4(halves), both, split_zeros, 192, 32)
+    columns = torch.arange(96) // 32
+    expected = (codes.double() - zeros.t()[:, columns]) * scales.t()[:, columns]
+    assert torch.equal((weight[:, :96].double() + weight[:, 96:]), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("group_size", [32, -1, 40])
 @pytest.mark.parametrize("shape", [(96,), (3, 96), (2, 3, 96)])

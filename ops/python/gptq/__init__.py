@@ -33,6 +33,7 @@ __all__ = [
     "pack_w4",
     "quantize",
     "quantize_weight",
+    "split_w8",
     "unpack_w4",
 ]
 
@@ -96,6 +97,22 @@ def dequantize_w4(packed: Tensor, scales: Tensor, zeros: Tensor | None, k: int, 
         float32 [N, k].
     """
     return torch.ops.gptq.dequantize_w4(packed, scales, zeros, k, group_size)
+
+
+def split_w8(codes: Tensor, scales: Tensor, zeros: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Write a weight of 5 to 8 bits as one of 4 bits, for linear_w4 on torch.cat([x, x], -1). No value changes.
+
+    Args:
+        codes: uint8 [N, K].
+        scales: float16 [n_groups, N], at most 4094.
+        zeros: uint8 [n_groups, N].
+        group_size: columns per group, dividing K, or -1: one group per row, which is K columns per group of the result.
+
+    Returns:
+        codes uint8 [N, 2 K], the high halves before the low ones; scales float16 [2 n_groups, N], 16 times and once;
+        zeros uint8 [2 n_groups, N].
+    """
+    return torch.ops.gptq.split_w8(codes, scales, zeros, group_size)
 
 
 def linear_w4(
