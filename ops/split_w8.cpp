@@ -33,7 +33,7 @@ Tensors split_w8_op(const at::Tensor& codes, const at::Tensor& scales, const at:
   const at::DimVector shape{width == 0 ? 0 : k / width, codes.size(0)};
   TORCH_CHECK(scales.sizes() == shape, "split_w8: scales must be [n_groups, N] = ", shape, ", got ", scales.sizes());
   TORCH_CHECK(zeros.sizes() == shape, "split_w8: zeros must be [n_groups, N] = ", shape, ", got ", zeros.sizes());
-  const at::Tensor high = scales * 16;
+  const at::Tensor high = scales.mul(16);
   TORCH_CHECK(high.isfinite().all().item<bool>(),
               "split_w8: scales must be at most 4094, since 16 times as much is "
               "stored in float16, got ",

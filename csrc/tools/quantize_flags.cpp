@@ -66,6 +66,7 @@ void QuantizeFlags::resolve(const std::vector<LinearInfo>& linears) {
     }
   }
   std::vector<std::regex> skipped;
+  skipped.reserve(skip_.size());
   for (const std::string& pattern : skip_) {
     skipped.push_back(regex_of(pattern, "--skip"));
   }

@@ -172,7 +172,7 @@ class AmxBlocks {
   }
 
   const LinearW4Problem& p_;
-  const int64_t row_begin_, row_end_, block_;
+  int64_t row_begin_, row_end_, block_;
   alignas(64) uint8_t weights_[C][kGroupSteps * kTileBytes];
   alignas(64) int32_t products_[C][D][kTileRows * kAtomRows];
   alignas(64) float partial_[kChunkTiles][kTileRows][C][kAtomRows];
