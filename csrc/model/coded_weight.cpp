@@ -9,8 +9,6 @@ namespace gptq {
 
 namespace {
 
-constexpr int kZeroOfNone = 8;
-
 // The one tensor that split_w8 made two halves of, along the dimension.
 at::Tensor joined(const at::Tensor& halves, int64_t dimension) {
   const auto parts = halves.chunk(2, dimension);
@@ -62,7 +60,7 @@ CodedWeight unpack_weight(const QuantizedTensors& weight, int64_t n, int64_t k) 
   const int64_t groups = group_count(k, weight.group_size) * (split ? 2 : 1);
   TORCH_CHECK(weight.scales.scalar_type() == at::kHalf && shape == at::IntArrayRef({groups, n}),
               "scales must be f16 [n_groups, N] = [", groups, ", ", n, "], got ", shape);
-  result.zeros = weight.zeros.value_or(at::full({groups, n}, kZeroOfNone, at::kByte));
+  result.zeros = weight.zeros.value_or(at::full({groups, n}, rewrite::kZeroOfNone, at::kByte));
   TORCH_CHECK(result.zeros.scalar_type() == at::kByte && result.zeros.sizes() == shape,
               "zeros must be u8 [n_groups, N] = ", shape, ", got ", result.zeros.sizes());
   result.input_order = weight.input_order;

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "model/json_file.h"
+#include "rewrite/packed_weight.h"
 
 namespace gptq {
 
@@ -34,8 +35,9 @@ QuantizedTensors read_packed(GPT2Tensors& tensors, const QuantizationConfig& set
   const auto [bits, stored_group_size] = settings.of(path);
   const bool split = bits > 4;  // two planes of 4 bits, see split_w8
   const int64_t group_size = split && stored_group_size == -1 ? shape.k : stored_group_size;
-  TORCH_CHECK(!split || shape.k % group_size == 0, "config.json: quantization_config: group_size of ", show(path),
-              " must divide its ", shape.k, " inputs, since it is packed with ", bits, " bits, got ", group_size);
+  TORCH_CHECK(rewrite::can_pack(bits, stored_group_size, shape.k), "config.json: quantization_config: group_size of ",
+              show(path), " must divide its ", shape.k, " inputs, since it is packed with ", bits, " bits, got ",
+              group_size);
   const int64_t width = split ? 2 * shape.k : shape.k;
   const int64_t groups = group_count(width, group_size);
   QuantizedTensors result;

@@ -327,12 +327,12 @@ QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
   quantized.dropped = layer.observer->dropped();
   quantized.report = result.report;
   if (can_pack(options.bits, quantized.group_size, quantized.in_features)) {
-    const PackedWeight weight =
+    const PackedWeight packed =
         pack_weight(result.codes, result.scales, result.zeros, result.input_order, options.bits, quantized.group_size);
-    quantized.packed = weight.packed;
-    quantized.scales = weight.scales;
-    quantized.zeros = weight.zeros;
-    quantized.input_order = weight.input_order;
+    quantized.packed = packed.packed;
+    quantized.scales = packed.scales;
+    quantized.zeros = packed.zeros;
+    quantized.input_order = packed.input_order;
   } else {
     const at::Tensor dequantized = result.dequantize();
     quantized.dequantized = (layer.conv1d ? dequantized.t() : dequantized).to(stored.scalar_type()).contiguous();

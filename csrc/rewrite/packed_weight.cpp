@@ -5,11 +5,6 @@
 #include <gptq/split_w8.h>
 
 namespace gptq::rewrite {
-namespace {
-
-constexpr int64_t kZeroOfNone = 8;
-
-}  // namespace
 
 bool can_pack(int64_t bits, int64_t group_size, int64_t in_features) {
   return bits <= 4 || group_size == -1 || in_features % group_size == 0;

@@ -6,6 +6,9 @@
 
 namespace gptq::rewrite {
 
+/// What every zero point is where none are stored.
+inline constexpr int64_t kZeroOfNone = 8;
+
 /// A quantized weight as linear_w4 takes it; with more than 4 bits as split_w8 makes it, so that C = 2K instead of K.
 struct PackedWeight {
   at::Tensor packed;       ///< u8 [ceil(N/16), ceil(C/8), 64]

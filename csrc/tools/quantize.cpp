@@ -6,6 +6,7 @@
 #include "model/calibration.h"
 #include "model/gptq_format.h"
 #include "model/safetensors.h"
+#include "rewrite/packed_weight.h"
 #include "tools/commands.h"
 #include "tools/model_input.h"
 #include "tools/progress.h"
@@ -85,7 +86,7 @@ struct QuantizeCommand {
   std::vector<std::vector<c10::IValue>> calibration_inputs(const LoadedModel& model, const Tokenizer& tokenizer) const;
   void score(const LoadedModel& model, const torch::jit::Module& quantized, const std::vector<int64_t>& ids,
              QuantizeSummary& summary) const;
-  void check_format(const LoadedModel& model) const;
+  void check_format(const LoadedModel& model, const std::vector<LinearInfo>& linears) const;
   Json settings() const;
   void save(const LoadedModel& model, const QuantizedModule& quantized) const;
 };
@@ -166,7 +167,7 @@ Json QuantizeCommand::settings() const {
 }
 
 // Before the long work.
-void QuantizeCommand::check_format(const LoadedModel& model) const {
+void QuantizeCommand::check_format(const LoadedModel& model, const std::vector<LinearInfo>& linears) const {
   const bool is_folder = model.kind == ModelKind::kHuggingFace;
   TORCH_CHECK(!is_folder || !model.config->quantization ||
                   (model.config->quantization->format == CheckpointFormat::kLibgptq && format == "libgptq"),
@@ -176,14 +177,14 @@ void QuantizeCommand::check_format(const LoadedModel& model) const {
     return;
   }
   TORCH_CHECK(is_folder, "--format: must be libgptq for a TorchScript file, got ", format);
-  for (const LinearInfo& linear : find_linears(model.module)) {
+  for (const LinearInfo& linear : linears) {
     if (flags.options.skip(linear.name)) {
       continue;
     }
     const QuantizeOptions used = flags.options.quantize_layer(linear.name);
     const int64_t group_size = used.per_tensor ? -1 : used.group_size;
     check_gptq_fits(linear.name, used.bits, group_size, linear.out_features, linear.in_features);
-    TORCH_CHECK(used.bits <= 4 || group_size == -1 || linear.in_features % group_size == 0, linear.name,
+    TORCH_CHECK(rewrite::can_pack(used.bits, group_size, linear.in_features), linear.name,
                 ": group_size must divide the ", linear.in_features, " inputs with ", used.bits, " bits, got ",
                 group_size);
   }
@@ -195,11 +196,12 @@ void QuantizeCommand::run() {
     flags.keep_head();
   }
   const LoadedModel model = input.load();
-  flags.resolve(find_linears(model.module));
+  const std::vector<LinearInfo> linears = find_linears(model.module);
+  flags.resolve(linears);
   if (model.kind == ModelKind::kHuggingFace) {
     check_output_folder(output);
   }
-  check_format(model);
+  check_format(model, linears);
   JsonOutput report(json);
   const Tokenizer tokenizer = input.load_tokenizer();
   const auto inputs = calibration_inputs(model, tokenizer);

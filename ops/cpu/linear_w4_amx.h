@@ -207,9 +207,9 @@ void multiply_amx_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_
 template <class Tiles>
 void multiply_amx(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                   int64_t block_end) {
-  if (p.digits == 1) return multiply_amx_rows<Tiles, 1>(p, row_begin, row_end, block_begin, block_end);
-  if (p.digits == 2) return multiply_amx_rows<Tiles, 2>(p, row_begin, row_end, block_begin, block_end);
-  multiply_amx_rows<Tiles, 3>(p, row_begin, row_end, block_begin, block_end);
+  with_digits(p.digits, [&](auto d) {
+    multiply_amx_rows<Tiles, decltype(d)::value>(p, row_begin, row_end, block_begin, block_end);
+  });
 }
 
 }  // namespace

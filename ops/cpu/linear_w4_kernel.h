@@ -189,19 +189,29 @@ void multiply_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end,
   }
 }
 
+template <int D>
+struct DigitCount {
+  static constexpr int value = D;
+};
+
+// Calls body(DigitCount<D>()) for the D that digits is.
+template <class Body>
+void with_digits(int digits, const Body& body) {
+  if (digits == 1) return body(DigitCount<1>());
+  if (digits == 2) return body(DigitCount<2>());
+  body(DigitCount<3>());
+}
+
 template <class Isa>
 void split_entry(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {
-  if (p.digits == 1) return split_rows<Isa, 1>(p, row_begin, row_end);
-  if (p.digits == 2) return split_rows<Isa, 2>(p, row_begin, row_end);
-  split_rows<Isa, 3>(p, row_begin, row_end);
+  with_digits(p.digits, [&](auto d) { split_rows<Isa, decltype(d)::value>(p, row_begin, row_end); });
 }
 
 template <class Isa>
 void multiply_entry(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                     int64_t block_end) {
-  if (p.digits == 1) return multiply_rows<Isa, 1>(p, row_begin, row_end, block_begin, block_end);
-  if (p.digits == 2) return multiply_rows<Isa, 2>(p, row_begin, row_end, block_begin, block_end);
-  multiply_rows<Isa, 3>(p, row_begin, row_end, block_begin, block_end);
+  with_digits(p.digits,
+              [&](auto d) { multiply_rows<Isa, decltype(d)::value>(p, row_begin, row_end, block_begin, block_end); });
 }
 
 }  // namespace
