@@ -5,9 +5,14 @@ TORCH_LIBRARY(gptq, m) {
   m.def("pack_w4(Tensor codes) -> Tensor");
   m.def("unpack_w4(Tensor packed, int n, int k) -> Tensor");
   m.def("dequantize_w4(Tensor packed, Tensor scales, Tensor? zeros, int k, int group_size=0) -> Tensor");
-  m.def("split_w8(Tensor codes, Tensor scales, Tensor zeros, int group_size) -> (Tensor, Tensor, Tensor)");
   m.def(
       "linear_w4(Tensor input, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, Tensor? input_order, "
+      "int group_size, str compute=\"exact\") -> Tensor");
+  m.def("pack_w8(Tensor codes) -> Tensor");
+  m.def("unpack_w8(Tensor packed, int n, int k) -> Tensor");
+  m.def("dequantize_w8(Tensor packed, Tensor scales, Tensor? zeros, int k, int group_size=0) -> Tensor");
+  m.def(
+      "linear_w8(Tensor input, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, Tensor? input_order, "
       "int group_size, str compute=\"exact\") -> Tensor");
   m.def(
       "quantize_weight(Tensor weight, Tensor? hessian, int bits=4, int group_size=128, bool symmetric=True, "

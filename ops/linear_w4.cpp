@@ -16,64 +16,77 @@ c10::SymInt ceil_div(const c10::SymInt& a, int64_t b) {
   return (a + (b - 1)) / b;
 }
 
-void check_tensor(const at::Tensor& tensor, const char* name, at::ScalarType dtype, const at::Tensor& input) {
-  TORCH_CHECK(tensor.scalar_type() == dtype, "linear_w4: ", name, " must be ", dtype, ", got ", tensor.scalar_type());
-  TORCH_CHECK(tensor.device() == input.device(), "linear_w4: ", name, " must be on input's device ", input.device(),
-              ", got ", tensor.device());
-}
+// The checks of one operator; every message begins with its name.
+struct Checks {
+  const char* op;
 
-void check_shape(const at::Tensor& tensor, const char* name, const char* letters, c10::SymIntArrayRef shape) {
-  TORCH_CHECK(tensor.sym_sizes() == shape, "linear_w4: ", name, " must be ", letters, " = ", shape, ", got ",
-              tensor.sym_sizes());
-}
+  template <class... Parts>
+  void require(bool holds, const Parts&... parts) const {
+    TORCH_CHECK(holds, op, ": ", parts...);
+  }
 
-void check_float(const at::Tensor& tensor, const char* name) {
-  const at::ScalarType dtype = tensor.scalar_type();
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, "linear_w4: ", name,
-              " must be Float, BFloat16 or Half, got ", dtype);
-}
+  void tensor(const at::Tensor& tensor, const char* name, at::ScalarType dtype, const at::Tensor& input) const {
+    require(tensor.scalar_type() == dtype, name, " must be ", dtype, ", got ", tensor.scalar_type());
+    require(tensor.device() == input.device(), name, " must be on input's device ", input.device(), ", got ",
+            tensor.device());
+  }
+
+  void shape(const at::Tensor& tensor, const char* name, const char* letters, c10::SymIntArrayRef expected) const {
+    require(tensor.sym_sizes() == expected, name, " must be ", letters, " = ", expected, ", got ", tensor.sym_sizes());
+  }
+
+  void floating(const at::Tensor& tensor, const char* name) const {
+    const at::ScalarType dtype = tensor.scalar_type();
+    require(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, name,
+            " must be Float, BFloat16 or Half, got ", dtype);
+  }
+
+  void compute(std::string_view mode) const {
+    require(mode == "exact" || mode == "bf16" || mode == "int8",
+            "compute must be \"exact\", \"bf16\" or \"int8\", got \"", mode, "\"");
+  }
+};
 
 }  // namespace
 
-void check_linear_w4(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
+void check_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
                      const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
                      const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute) {
-  check_float(input, "input");
-  TORCH_CHECK(input.dim() >= 1, "linear_w4: input must have at least one dimension, got a scalar");
-  TORCH_CHECK(group_size == -1 || group_size >= 1, "linear_w4: group_size must be -1 or at least 1, got ", group_size);
-  linear_w4_digits(input.scalar_type(), compute);
-  check_tensor(packed, "packed", at::kByte, input);
-  check_tensor(scales, "scales", at::kHalf, input);
-  TORCH_CHECK(scales.dim() == 2, "linear_w4: scales must be [n_groups, N], got ", scales.sym_sizes());
+  const Checks check{bits == 8 ? "linear_w8" : "linear_w4"};
+  check.floating(input, "input");
+  check.require(input.dim() >= 1, "input must have at least one dimension, got a scalar");
+  check.require(group_size == -1 || group_size >= 1, "group_size must be -1 or at least 1, got ", group_size);
+  check.compute(compute);
+  check.tensor(packed, "packed", at::kByte, input);
+  check.tensor(scales, "scales", at::kHalf, input);
+  check.require(scales.dim() == 2, "scales must be [n_groups, N], got ", scales.sym_sizes());
 
   const c10::SymInt k = input.sym_size(-1), n = scales.sym_size(1);
   // No sum here can leave 64 bits, however large group_size is.
   constexpr int64_t kWidest = int64_t{1} << 62;
   const c10::SymInt groups =
       group_size == -1 ? c10::SymInt(k == 0 ? 0 : 1) : ceil_div(k, std::min(group_size, kWidest));
-  check_shape(scales, "scales", "[n_groups, N]", {groups, n});
-  check_shape(packed, "packed", "[ceil(N/16), ceil(K/8), 64]",
-              {ceil_div(n, kAtomRows), ceil_div(k, kAtomColumns), c10::SymInt(kAtomBytes)});
+  check.shape(scales, "scales", "[n_groups, N]", {groups, n});
+  check.shape(packed, "packed", bits == 8 ? "[ceil(N/16), ceil(K/8), 128]" : "[ceil(N/16), ceil(K/8), 64]",
+              {ceil_div(n, kAtomRows), ceil_div(k, kAtomColumns), c10::SymInt(atom_bytes(bits))});
   if (zeros) {
-    check_tensor(*zeros, "zeros", at::kByte, input);
-    check_shape(*zeros, "zeros", "[n_groups, N]", {groups, n});
+    check.tensor(*zeros, "zeros", at::kByte, input);
+    check.shape(*zeros, "zeros", "[n_groups, N]", {groups, n});
   }
   if (bias) {
-    check_float(*bias, "bias");
-    check_tensor(*bias, "bias", bias->scalar_type(), input);
-    check_shape(*bias, "bias", "[N]", {n});
+    check.floating(*bias, "bias");
+    check.tensor(*bias, "bias", bias->scalar_type(), input);
+    check.shape(*bias, "bias", "[N]", {n});
   }
   if (input_order) {
-    check_tensor(*input_order, "input_order", at::kInt, input);
-    check_shape(*input_order, "input_order", "[K]", {k});
+    check.tensor(*input_order, "input_order", at::kInt, input);
+    check.shape(*input_order, "input_order", "[K]", {k});
   }
 }
 
 int linear_w4_digits(at::ScalarType dtype, std::string_view compute) {
   if (compute == "int8") return 1;
-  if (compute == "bf16") return 2;
-  TORCH_CHECK(compute == "exact", "linear_w4: compute must be \"exact\", \"bf16\" or \"int8\", got \"", compute, "\"");
-  return dtype == at::kFloat ? 3 : 2;
+  return compute == "exact" && dtype == at::kFloat ? 3 : 2;
 }
 
 std::vector<LinearW4Group> linear_w4_groups(int64_t k, int64_t group_size) {
@@ -97,10 +110,11 @@ std::vector<LinearW4Group> linear_w4_groups(int64_t k, int64_t group_size) {
 
 namespace {
 
-at::Tensor linear_w4_meta(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
-                          const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
-                          const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute) {
-  check_linear_w4(input, packed, scales, zeros, bias, input_order, group_size, compute);
+template <int kBits>
+at::Tensor linear_meta(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
+                       const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
+                       const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute) {
+  check_linear_w4(kBits, input, packed, scales, zeros, bias, input_order, group_size, compute);
   c10::SymDimVector shape(input.sym_sizes());
   shape.back() = scales.sym_size(1);
   return at::empty_symint(shape, input.options());
@@ -112,18 +126,27 @@ at::Tensor linear_w4(const at::Tensor& input, const at::Tensor& packed, const at
                      const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
                      const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute) {
   static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("gptq::linear_w4", "").typed<decltype(linear_w4_meta)>();
+      c10::Dispatcher::singleton().findSchemaOrThrow("gptq::linear_w4", "").typed<decltype(linear_w4)>();
+  return op.call(input, packed, scales, zeros, bias, input_order, group_size, compute);
+}
+
+at::Tensor linear_w8(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
+                     const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
+                     const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gptq::linear_w8", "").typed<decltype(linear_w8)>();
   return op.call(input, packed, scales, zeros, bias, input_order, group_size, compute);
 }
 
 TORCH_LIBRARY_IMPL(gptq, Meta, m) {
-  m.impl("linear_w4", linear_w4_meta);
+  m.impl("linear_w4", linear_meta<4>);
+  m.impl("linear_w8", linear_meta<8>);
 }
 
 // Inference only: with an input that requires grad the product is computed, and backward says that it cannot.
 TORCH_LIBRARY_IMPL(gptq, Autograd, m) {
-  m.impl("linear_w4", torch::autograd::autogradNotImplementedFallback());
-  m.impl("dequantize_w4", torch::autograd::autogradNotImplementedFallback());
+  for (const char* name : {"linear_w4", "linear_w8", "dequantize_w4", "dequantize_w8"})
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace gptq

@@ -1,5 +1,5 @@
-// The arithmetic of gptq::linear_w4 and the interface between the operator and its kernels. No torch here: kernels
-// are compiled without it.
+// The arithmetic of gptq::linear_w4 and linear_w8, and the interface between the operators and their kernels. No torch
+// here: kernels are compiled without it.
 //
 // Every kernel, on every instruction set and device, for every split over threads, rows and columns, computes these
 // bits (the payload of a NaN aside). Float operations are IEEE binary32, rounded to nearest even, denormals kept.
@@ -14,14 +14,14 @@
 //      X = Σ_d 256^d · digit_d(x), digit_d in -128..127, the only such digits
 //    so that x ≈ s_x · X / 256^(D-1). A group of zeros has s_x = 0 and X = 0; one that holds a NaN or an infinity has
 //    s_x = NaN and X = 0.
-// 3. Products, exact in i32: J_d = Σ_k q·digit_d - z·Σ_k digit_d, |J_d| <= 128·15·128.
+// 3. Products, exact in i32: J_d = Σ_k q·digit_d - z·Σ_k digit_d, |J_d| <= 128·255·128 < 2^22.
 //      D = 1: v = float(J_0)
 //      D = 2: v = fma(float(J_0), 2^-8, float(J_1))
 //      D = 3: v = fma(float(256·J_1 + J_0), 2^-16, float(J_2))
 // 4. Sums. A span is the activation groups that begin in one range of 1,024 columns [1024·i, 1024·(i+1)).
 //      p = +0; for the activation groups of the span in order: p = fma(v·s_w, s_x, p)
 //      y = +0; for the spans in order: y = y + p; then y = y + bias where there is one
-//    (v·s_w)·s_x and not (v·s_x)·s_w: the first product lies within 2^-40 .. 2^34, so that neither the largest nor the
+//    (v·s_w)·s_x and not (v·s_x)·s_w: the first product lies within 2^-40 .. 2^38, so that neither the largest nor the
 //    smallest inputs overflow or underflow where the result does not.
 #pragma once
 
@@ -31,7 +31,15 @@ namespace gptq {
 
 inline constexpr int64_t kAtomColumns = 8;  // k
 inline constexpr int64_t kAtomRows = 16;    // n
-inline constexpr int64_t kAtomBytes = 64;
+/// Bytes of an atom of codes of 4 or 8 bits.
+constexpr int64_t atom_bytes(int bits) {
+  return kAtomRows * kAtomColumns * bits / 8;
+}
+/// The zero point where none are stored.
+constexpr int32_t middle_code(int bits) {
+  return 1 << (bits - 1);
+}
+
 inline constexpr int64_t kActivationGroup = 128;
 inline constexpr int64_t kSpan = 1024;
 
@@ -57,14 +65,15 @@ enum class LinearW4Type : uint8_t { kF32, kBf16, kF16 };
 /// One product, as plain pointers. Nothing needs to be aligned beyond its element type.
 struct LinearW4Problem {
   int64_t m, n, k;
+  int bits;                // of a code: 4, or 8
   int digits;              // 1, 2 or 3
   LinearW4Type type;       // of x and y
   const void* x;           // [m][x_stride], of which k are read
   int64_t x_stride;        // elements
   const int32_t* order;    // [k], or null: column i of the product is column order[i] of x
-  const uint8_t* packed;   // [ceil(n/16), ceil(k/8), 64]
+  const uint8_t* packed;   // [ceil(n/16), ceil(k/8), atom_bytes(bits)], see pack_w4 and pack_w8
   const uint16_t* scales;  // f16 bits [weight groups, n]
-  const uint8_t* zeros;    // [weight groups, n], or null: 8 everywhere
+  const uint8_t* zeros;    // [weight groups, n], or null: middle_code(bits) everywhere
   const float* bias;       // [n] or null
   void* y;                 // [m, n]
   const LinearW4Group* groups;

@@ -1,4 +1,4 @@
-// Argument checks of gptq::linear_w4, shared by all devices.
+// Argument checks of gptq::linear_w4 and linear_w8, shared by all devices.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,8 @@
 namespace gptq {
 
 /// Checks everything but values: dtypes, devices and shapes, which may be symbolic.
-void check_linear_w4(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
+/// @param bits 4 for linear_w4, 8 for linear_w8
+void check_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
                      const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
                      const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute);
 

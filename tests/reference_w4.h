@@ -13,22 +13,25 @@
 
 namespace gptq::reference {
 
-/// A random 4-bit weight. Scales have both signs; zeros, where there are any, take every value of 0..15.
+/// A random weight of 4 or 8 bits. Scales have both signs; codes and zeros, where there are any, take every value.
 struct W4Weight {
   at::Tensor codes, packed, scales;
   std::optional<at::Tensor> zeros;
   int64_t group_size;
+  int bits = 4;
 };
 
-inline W4Weight random_w4_weight(int64_t n, int64_t k, int64_t group_size, bool with_zeros, uint64_t seed) {
+inline W4Weight random_w4_weight(int64_t n, int64_t k, int64_t group_size, bool with_zeros, uint64_t seed,
+                                 int bits = 4) {
   at::Generator generator = at::detail::createCPUGenerator(seed);
   const int64_t groups = group_size == -1 || group_size > k ? (k > 0) : (k + group_size - 1) / group_size;
   W4Weight weight;
-  weight.codes = at::randint(0, 16, {n, k}, generator, at::kByte);
-  weight.packed = pack_w4(weight.codes);
+  weight.codes = at::randint(0, 1 << bits, {n, k}, generator, at::kByte);
+  weight.packed = bits == 8 ? pack_w8(weight.codes) : pack_w4(weight.codes);
   weight.scales = (at::randn({groups, n}, generator) * 0.02).to(at::kHalf);
-  if (with_zeros) weight.zeros = at::randint(0, 16, {groups, n}, generator, at::kByte);
+  if (with_zeros) weight.zeros = at::randint(0, 1 << bits, {groups, n}, generator, at::kByte);
   weight.group_size = group_size;
+  weight.bits = bits;
   return weight;
 }
 
@@ -43,7 +46,7 @@ inline at::Tensor dequantize_w4(const W4Weight& weight) {
   for (int64_t row = 0; row < n; ++row)
     for (int64_t column = 0; column < k; ++column) {
       const int64_t group = weight.group_size == -1 ? 0 : column / weight.group_size;
-      const int zero = zeros ? zeros[group * n + row] : 8;
+      const int zero = zeros ? zeros[group * n + row] : 1 << (weight.bits - 1);
       w[row * k + column] = (codes[row * k + column] - zero) * static_cast<double>(scales[group * n + row]);
     }
   return result;
@@ -124,7 +127,8 @@ inline at::Tensor linear_w4_model(const at::Tensor& x, const W4Weight& weight, c
         const int64_t group = begin / width;
         end = std::min({begin + 128, (group + 1) * width, k});
         const SplitGroup split = split_group(x.const_data_ptr<float>() + row * k + begin, end - begin, digits);
-        const int zero = weight.zeros ? weight.zeros->const_data_ptr<uint8_t>()[group * n + column] : 8;
+        const int zero =
+            weight.zeros ? weight.zeros->const_data_ptr<uint8_t>()[group * n + column] : 1 << (weight.bits - 1);
         std::vector<int64_t> j(3, 0);
         for (int d = 0; d < digits; ++d)
           for (int64_t i = begin; i < end; ++i) j[d] += (codes[i] - zero) * split.digits[d][i - begin];

@@ -18,31 +18,27 @@ struct CodedWeight {
   std::optional<at::Tensor> input_order;  ///< i32 [K], a permutation, see linear_w4; absent: columns as stored
 };
 
-/// What takes the place of one linear's weight in a saved checkpoint: either the packed tensors or the dequantized
-/// weight. With more than 4 bits the packed tensors are those of split_w8, and K below is twice the linear's.
+/// What takes the place of one linear's weight in a saved checkpoint.
 struct QuantizedTensors {
   int64_t bits = 4;
   int64_t group_size = 128;               ///< columns per group, -1: one group per row
-  at::Tensor packed;                      ///< u8 [ceil(N/16), ceil(K/8), 64]
+  at::Tensor packed;                      ///< see pack_w4, and pack_w8 with more than 4 bits
   at::Tensor scales;                      ///< f16 [n_groups, N]
-  std::optional<at::Tensor> zeros;        ///< u8 [n_groups, N]; absent means 8 everywhere
+  std::optional<at::Tensor> zeros;        ///< u8 [n_groups, N]; absent: zero_of_none everywhere
   std::optional<at::Tensor> input_order;  ///< i32 [K], see linear_w4; absent means none
-  std::optional<at::Tensor> weight;  ///< f32, stored the way the linear stores it; instead of packed, scales and zeros
-  std::optional<at::Tensor> bias;    ///< f32 [N], if it changed
+  std::optional<at::Tensor> bias;         ///< f32 [N], if it changed
 };
 
 /// Number of groups of a row of k columns.
 int64_t group_count(int64_t k, int64_t group_size);
 
-/// The weight as linear_w4 takes it: codes of up to 4 bits as they are, wider ones as split_w8 makes them. Zeros that
-/// are all 8 are left out.
-/// @throws c10::Error with more than 4 bits, where group_size does not divide K or a scale is above 4094
+/// The weight as linear_w4 takes it, or linear_w8 with more than 4 bits. Zeros that are all zero_of_none are left out.
 QuantizedTensors pack_weight(const CodedWeight& weight);
 
 /// The inverse of pack_weight, to the same bits.
 /// @param weight with packed and scales
 /// @param n rows, k columns of the linear's weight
-/// @throws c10::Error naming the tensor that does not fit, or that split_w8 cannot have made
+/// @throws c10::Error naming the tensor that does not fit
 CodedWeight unpack_weight(const QuantizedTensors& weight, int64_t n, int64_t k);
 
 }  // namespace gptq

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "model/quantized_linear.h"
+#include "rewrite/packed_weight.h"
 
 namespace gptq {
 
@@ -95,8 +96,6 @@ def forward(self, ids: Tensor) -> Tensor:
   // The linear y[M,N] = x[M,K] wᵀ + b from its quantized weight.
   Module build_packed_linear(const std::string& path, int64_t k, int64_t n, bool has_bias) {
     const QuantizedTensors weight = read_quantized_linear(tensors_, config_.quantization, path, {k, n});
-    const bool split = weight.bits > 4;  // two planes of 4 bits, see split_w8
-    const int64_t group_size = split && weight.group_size == -1 ? k : weight.group_size;
     Module module = new_module(path);
     module.register_buffer("packed", weight.packed);
     module.register_buffer("scales", weight.scales);
@@ -104,10 +103,10 @@ def forward(self, ids: Tensor) -> Tensor:
     if (has_bias) add_weight(module, "bias", tensors_.floats(path + ".bias", {n}));
     if (weight.input_order) module.register_buffer("input_order", *weight.input_order);
     std::ostringstream source;
-    source << "def forward(self, x: Tensor) -> Tensor:\n    return gptq.linear_w4("
-           << (split ? "torch.cat([x, x], -1)" : "x") << ", self.packed, self.scales, "
-           << (weight.zeros ? "self.zeros" : "None") << ", " << (has_bias ? "self.bias" : "None") << ", "
-           << (weight.input_order ? "self.input_order" : "None") << ", " << group_size << ", 'exact')\n";
+    source << "def forward(self, x: Tensor) -> Tensor:\n    return gptq.linear_w" << rewrite::packed_bits(weight.bits)
+           << "(x, self.packed, self.scales, " << (weight.zeros ? "self.zeros" : "None") << ", "
+           << (has_bias ? "self.bias" : "None") << ", " << (weight.input_order ? "self.input_order" : "None") << ", "
+           << weight.group_size << ", 'exact')\n";
     module.define(source.str(), resolver_);
     return module;
   }

@@ -16,7 +16,8 @@ namespace gptq {
 ///
 /// Attributes have the names of the Hugging Face state, transformer.h.0.attn.c_attn.weight for one, and Conv1D weights
 /// keep their layout [K, N]. Where the store has <path>.packed, or <path>.qweight as GPTQModel stores it, the linear at
-/// <path> is gptq.linear_w4 with the attributes packed, scales, zeros (if any), input_order (if any) and bias.
+/// <path> is gptq.linear_w4 (or linear_w8) with the attributes packed, scales, zeros (if any), input_order (if any) and
+/// bias.
 ///
 /// @param store tensors with or without the prefix "transformer.", of any floating dtype; every one the config asks for
 ///        and no other

@@ -32,24 +32,19 @@ const QuantizationConfig& checked_settings(const std::optional<QuantizationConfi
 
 QuantizedTensors read_packed(GPT2Tensors& tensors, const QuantizationConfig& settings, const std::string& path,
                              LinearShape shape) {
-  const auto [bits, stored_group_size] = settings.of(path);
-  const bool split = bits > 4;  // two planes of 4 bits, see split_w8
-  const int64_t group_size = split && stored_group_size == -1 ? shape.k : stored_group_size;
-  TORCH_CHECK(rewrite::can_pack(bits, stored_group_size, shape.k), "config.json: quantization_config: group_size of ",
-              show(path), " must divide its ", shape.k, " inputs, since it is packed with ", bits, " bits, got ",
-              group_size);
-  const int64_t width = split ? 2 * shape.k : shape.k;
-  const int64_t groups = group_count(width, group_size);
+  const auto [bits, group_size] = settings.of(path);
+  const int64_t groups = group_count(shape.k, group_size);
   QuantizedTensors result;
   result.bits = bits;
-  result.group_size = stored_group_size;
-  result.packed = tensors.typed(path + ".packed", at::kByte, {(shape.n + 15) / 16, (width + 7) / 8, 64});
+  result.group_size = group_size;
+  result.packed = tensors.typed(path + ".packed", at::kByte,
+                                {(shape.n + 15) / 16, (shape.k + 7) / 8, 16 * rewrite::packed_bits(bits)});
   result.scales = tensors.typed(path + ".scales", at::kHalf, {groups, shape.n});
   if (tensors.contains(path + ".zeros")) {
     result.zeros = tensors.typed(path + ".zeros", at::kByte, {groups, shape.n});
   }
   if (tensors.contains(path + ".input_order")) {
-    result.input_order = tensors.typed(path + ".input_order", at::kInt, {width});
+    result.input_order = tensors.typed(path + ".input_order", at::kInt, {shape.k});
   }
   return result;
 }

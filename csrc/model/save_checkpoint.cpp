@@ -37,16 +37,12 @@ Replacements replacements_of(const std::map<std::string, QuantizedTensors>& repl
   Replacements result;
   for (const auto& [path, quantized] : replaced) {
     auto& tensors = result[path];
-    if (quantized.weight) {
-      tensors["weight"] = *quantized.weight;
-    } else {
-      TORCH_CHECK(quantized.packed.defined() && quantized.scales.defined(), "save_checkpoint: ", path,
-                  " must have packed and scales, or weight");
-      tensors["packed"] = quantized.packed;
-      tensors["scales"] = quantized.scales;
-      if (quantized.zeros) tensors["zeros"] = *quantized.zeros;
-      if (quantized.input_order) tensors["input_order"] = *quantized.input_order;
-    }
+    TORCH_CHECK(quantized.packed.defined() && quantized.scales.defined(), "save_checkpoint: ", path,
+                " must have packed and scales, has not");
+    tensors["packed"] = quantized.packed;
+    tensors["scales"] = quantized.scales;
+    if (quantized.zeros) tensors["zeros"] = *quantized.zeros;
+    if (quantized.input_order) tensors["input_order"] = *quantized.input_order;
     if (quantized.bias) tensors["bias"] = *quantized.bias;
   }
   return result;
@@ -220,8 +216,6 @@ void save_checkpoint(const std::string& source, const std::string& out,
     if (previous.is_null() || previous.value("quant_method", Json()) != "libgptq") previous = Json::object();
     config["quantization_config"] = libgptq_settings(previous, replaced, settings);
   }
-  const auto head = replaced.find("lm_head");
-  if (head != replaced.end() && head->second.weight) config["tie_word_embeddings"] = false;
   write_folder(source, out, {{"config.json", config}}, replacements_of(replaced));
 }
 

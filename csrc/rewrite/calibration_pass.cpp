@@ -326,17 +326,11 @@ QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
   quantized.nsamples = layer.observer->nsamples();
   quantized.dropped = layer.observer->dropped();
   quantized.report = result.report;
-  if (can_pack(options.bits, quantized.group_size, quantized.in_features)) {
-    const PackedWeight packed =
-        pack_weight(result.codes, result.scales, result.zeros, result.input_order, options.bits, quantized.group_size);
-    quantized.packed = packed.packed;
-    quantized.scales = packed.scales;
-    quantized.zeros = packed.zeros;
-    quantized.input_order = packed.input_order;
-  } else {
-    const at::Tensor dequantized = result.dequantize();
-    quantized.dequantized = (layer.conv1d ? dequantized.t() : dequantized).to(stored.scalar_type()).contiguous();
-  }
+  const PackedWeight packed = pack_weight(result.codes, result.scales, result.zeros, options.bits);
+  quantized.packed = packed.packed;
+  quantized.scales = packed.scales;
+  quantized.zeros = packed.zeros;
+  quantized.input_order = result.input_order;
   if (result.bias_shift.defined()) {
     quantized.bias = layer.bias.detach().add(result.bias_shift.to(layer.bias.scalar_type()));
   }

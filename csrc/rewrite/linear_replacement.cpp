@@ -1,5 +1,7 @@
 #include "rewrite/linear_replacement.h"
 
+#include "rewrite/packed_weight.h"
+
 namespace gptq::rewrite {
 namespace {
 
@@ -18,12 +20,8 @@ std::string attribute_name(const LinearNode& linear, const std::string& tensor) 
   return linear.name + (owned ? "." : "_") + tensor;
 }
 
-Value* twice(Graph& graph, Value* value) {
-  return graph.insertNode(graph.createList(c10::TensorType::get(), {value, value}))->output();
-}
-
-Node* insert_linear_w4(Graph& graph, const LinearNode& linear, const QuantizedLinear& quantized,
-                       const TensorSupply& supply) {
+Node* insert_packed_linear(Graph& graph, const LinearNode& linear, const QuantizedLinear& quantized,
+                           const TensorSupply& supply) {
   Value* none = graph.insertConstant(c10::IValue());
   const auto tensor = [&](const char* name, const at::Tensor& held) {
     return held.defined() ? supply(graph, attribute_name(linear, name), held) : none;
@@ -35,25 +33,11 @@ Node* insert_linear_w4(Graph& graph, const LinearNode& linear, const QuantizedLi
                 : linear.bias_index      ? linear.node->input(*linear.bias_index)
                                          : none;
   Value* input_order = tensor("input_order", quantized.input_order);
-  const bool split = quantized.bits > 4;
-  Value* group_size =
-      graph.insertConstant(split && quantized.group_size == -1 ? quantized.in_features : quantized.group_size);
+  Value* group_size = graph.insertConstant(quantized.group_size);
   Value* compute = graph.insertConstant(std::string("exact"));
-  Value* input = split ? graph.insert(c10::aten::cat, {twice(graph, linear.input()), -1}) : linear.input();
-  return graph.insertNode(graph.create(c10::Symbol::fromQualString("gptq::linear_w4"),
-                                       {input, packed, scales, zeros, bias, input_order, group_size, compute}));
-}
-
-Node* insert_float_linear(Graph& graph, const LinearNode& linear, const QuantizedLinear& quantized,
-                          const TensorSupply& supply) {
-  Value* weight = supply(graph, attribute_name(linear, "dequantized"), quantized.dequantized);
-  Node* copy = graph.createClone(linear.node, [](Value* value) { return value; });
-  const bool as_stored = linear.node->input(linear.weight_index) == linear.weight_value;
-  copy->replaceInput(linear.weight_index, as_stored ? weight : graph.insert(c10::aten::t, {weight}));
-  if (quantized.bias.defined()) {
-    copy->replaceInput(*linear.bias_index, supply(graph, attribute_name(linear, kBias), quantized.bias));
-  }
-  return graph.insertNode(copy);
+  const char* name = packed_bits(quantized.bits) == 8 ? "gptq::linear_w8" : "gptq::linear_w4";
+  return graph.insertNode(graph.create(c10::Symbol::fromQualString(name), {linear.input(), packed, scales, zeros, bias,
+                                                                           input_order, group_size, compute}));
 }
 
 }  // namespace
@@ -61,8 +45,7 @@ Node* insert_float_linear(Graph& graph, const LinearNode& linear, const Quantize
 Node* replace_linear(Graph& graph, const LinearNode& linear, const QuantizedLinear& quantized,
                      const TensorSupply& supply) {
   const torch::jit::WithInsertPoint at_linear(linear.node);
-  Node* replacement = quantized.packed.defined() ? insert_linear_w4(graph, linear, quantized, supply)
-                                                 : insert_float_linear(graph, linear, quantized, supply);
+  Node* replacement = insert_packed_linear(graph, linear, quantized, supply);
   replacement->output()->copyMetadata(linear.node->output());
   linear.node->output()->replaceAllUsesWith(replacement->output());
   linear.node->destroy();

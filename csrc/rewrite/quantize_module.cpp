@@ -18,7 +18,7 @@ LinearInfo info_of(const rewrite::LinearNode& linear) {
 
 int64_t QuantizedLinear::bytes() const {
   int64_t total = 0;
-  for (const at::Tensor& tensor : {packed, scales, zeros, input_order, dequantized}) {
+  for (const at::Tensor& tensor : {packed, scales, zeros, input_order}) {
     total += tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : 0;
   }
   return total;
@@ -38,13 +38,15 @@ std::vector<PackedLinearInfo> find_packed_linears(const torch::jit::Module& modu
   std::vector<PackedLinearInfo> found;
   rewrite::for_each_node(graph->block(), [&](torch::jit::Node* node) {
     static const auto linear_w4 = c10::Symbol::fromQualString("gptq::linear_w4");
-    const auto path = node->kind() == linear_w4 ? rewrite::attribute_path(node->input(1)) : std::nullopt;
-    if (path) {
+    static const auto linear_w8 = c10::Symbol::fromQualString("gptq::linear_w8");
+    if (node->kind() != linear_w4 && node->kind() != linear_w8) {
+      return;
+    }
+    if (const auto path = rewrite::attribute_path(node->input(1))) {
       const at::Tensor packed = rewrite::attribute_at(module, *path).toTensor();
       const at::Tensor scales = rewrite::attribute_at(module, *rewrite::attribute_path(node->input(2))).toTensor();
-      const int64_t planes = node->input(0)->node()->kind() == c10::aten::cat ? 2 : 1;
-      found.push_back(
-          {{path->substr(0, path->rfind('.')), scales.size(1), packed.size(1) * 8 / planes, false}, 4 * planes});
+      found.push_back({{path->substr(0, path->rfind('.')), scales.size(1), packed.size(1) * 8, false},
+                       node->kind() == linear_w8 ? 8 : 4});
     }
   });
   return found;

@@ -6,7 +6,6 @@
 #include "model/calibration.h"
 #include "model/gptq_format.h"
 #include "model/safetensors.h"
-#include "rewrite/packed_weight.h"
 #include "tools/commands.h"
 #include "tools/model_input.h"
 #include "tools/progress.h"
@@ -54,14 +53,10 @@ std::map<std::string, QuantizedTensors> replaced_tensors(const QuantizedModule& 
     QuantizedTensors& tensors = replaced[layer.name];
     tensors.bits = layer.bits;
     tensors.group_size = layer.group_size;
-    if (layer.packed.defined()) {
-      tensors.packed = layer.packed;
-      tensors.scales = layer.scales;
-      tensors.zeros = optional(layer.zeros);
-      tensors.input_order = optional(layer.input_order);
-    } else {
-      tensors.weight = layer.dequantized;
-    }
+    tensors.packed = layer.packed;
+    tensors.scales = layer.scales;
+    tensors.zeros = optional(layer.zeros);
+    tensors.input_order = optional(layer.input_order);
     tensors.bias = optional(layer.bias);
   }
   return replaced;
@@ -184,9 +179,6 @@ void QuantizeCommand::check_format(const LoadedModel& model, const std::vector<L
     const QuantizeOptions used = flags.options.quantize_layer(linear.name);
     const int64_t group_size = used.per_tensor ? -1 : used.group_size;
     check_gptq_fits(linear.name, used.bits, group_size, linear.out_features, linear.in_features);
-    TORCH_CHECK(rewrite::can_pack(used.bits, group_size, linear.in_features), linear.name,
-                ": group_size must divide the ", linear.in_features, " inputs with ", used.bits, " bits, got ",
-                group_size);
   }
 }
 

@@ -39,4 +39,13 @@ at::Tensor linear_w4(const at::Tensor& input, const at::Tensor& packed, const at
                      const std::optional<at::Tensor>& input_order, int64_t group_size,
                      std::string_view compute = "exact");
 
+/// As linear_w4, for codes of 8 bits: the same arithmetic, promises and errors.
+///
+/// @param packed u8 [ceil(N/16), ceil(K/8), 128], see pack_w8
+/// @param zeros u8 [n_groups, N]; absent means 128 everywhere
+at::Tensor linear_w8(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
+                     const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
+                     const std::optional<at::Tensor>& input_order, int64_t group_size,
+                     std::string_view compute = "exact");
+
 }  // namespace gptq

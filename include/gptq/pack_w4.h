@@ -38,4 +38,23 @@ at::Tensor dequantize_w4(const at::Tensor& packed, const at::Tensor& scales, con
 
 inline constexpr int64_t kW4FormatVersion = 1;
 
+/// As pack_w4, unpack_w4 and dequantize_w4, for codes of 8 bits (or 5 to 7, in bytes too).
+///
+/// An atom has 128 bytes: two times 16 groups of four bytes, one per row, the first with columns k0 .. k3, the second
+/// with k4 .. k7.
+///
+/// @param codes u8 [N, K]
+/// @return u8 [ceil(N/16), ceil(K/8), 128]
+at::Tensor pack_w8(const at::Tensor& codes);
+
+/// @param packed u8 [ceil(n/16), ceil(k/8), 128]
+/// @return u8 [n, k]
+at::Tensor unpack_w8(const at::Tensor& packed, int64_t n, int64_t k);
+
+/// @param packed u8 [ceil(N/16), ceil(k/8), 128]
+/// @param zeros u8 [n_groups, N]; absent means 128 everywhere
+/// @return f32 [N, k], every value exact
+at::Tensor dequantize_w8(const at::Tensor& packed, const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
+                         int64_t k, int64_t group_size = 0);
+
 }  // namespace gptq

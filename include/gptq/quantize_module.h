@@ -19,16 +19,14 @@ struct LinearInfo {
   bool embedding = false;  ///< the weight is also that of an aten::embedding, as a tied lm_head's is
 };
 
-/// A linear after quantization. Either packed, scales and zeros are set or, with more than 4 bits in groups that do not
-/// divide the inputs, dequantized.
+/// A linear after quantization, as linear_w4 takes it, or linear_w8 with more than 4 bits.
 struct QuantizedLinear : LinearInfo {
   int64_t bits = 4;
   int64_t group_size = 128;
-  at::Tensor packed;       ///< see pack_w4; with more than 4 bits as split_w8 makes it, to be multiplied with [x, x]
-  at::Tensor scales;       ///< f16 [n_groups, N], with more than 4 bits [2 n_groups, N]
-  at::Tensor zeros;        ///< u8 in the shape of scales; undefined if every one is 8
-  at::Tensor input_order;  ///< i32 [K] or [2K], see linear_w4; undefined: none. Not with dequantized
-  at::Tensor dequantized;  ///< in the shape and dtype of the stored weight
+  at::Tensor packed;       ///< see pack_w4, and pack_w8 with more than 4 bits
+  at::Tensor scales;       ///< f16 [n_groups, N]
+  at::Tensor zeros;        ///< u8 [n_groups, N]; undefined if every one is 8, or 128 with more than 4 bits
+  at::Tensor input_order;  ///< i32 [K], see linear_w4; undefined: none
   at::Tensor bias;         ///< [N] in the dtype of the stored bias, if it was corrected; undefined: as it was
   QuantizeReport report;
   int64_t nsamples = 0;    ///< calibration vectors seen; 0: rounded to nearest
@@ -66,18 +64,17 @@ struct QuantizedModule {
 /// mm and matmul with a two-dimensional weight of the module.
 std::vector<LinearInfo> find_linears(const torch::jit::Module& module);
 
-/// A gptq::linear_w4 computation found in a module.
+/// A gptq::linear_w4 or linear_w8 computation found in a module.
 struct PackedLinearInfo : LinearInfo {
-  int64_t stored_bits = 4;  ///< per weight: 8 where the input is taken twice, see split_w8
+  int64_t stored_bits = 4;  ///< per code: 4 or 8
 };
 
-/// The gptq::linear_w4 computations of module.forward in the order of execution. in_features is rounded up to a
-/// multiple of 8 (4 with 8 bits), since the packed weight does not tell more.
+/// Those of module.forward in the order of execution. in_features is rounded up to a multiple of 8, since the packed
+/// weight does not tell more.
 std::vector<PackedLinearInfo> find_packed_linears(const torch::jit::Module& module);
 
-/// Quantizes the linears of a TorchScript module and puts gptq::linear_w4 in their place: codes of up to 4 bits as they
-/// are, wider ones as split_w8 makes them (where the group size divides the inputs; elsewhere the dequantized weight
-/// replaces the float one).
+/// Quantizes the linears of a TorchScript module and puts gptq::linear_w4 in their place, or linear_w8 for
+/// more than 4 bits.
 ///
 /// Layer by layer in the order of execution, each calibrated on what the already quantized layers before it give
 /// (true-sequential). Two streams of activations are carried along, the float model's and the quantized model's, one

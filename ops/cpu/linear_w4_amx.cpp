@@ -18,7 +18,7 @@ struct HardwareTiles {
   }
   template <int C>
   static void store(void* to) {
-    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(kAtomBytes), "i"(C) : "memory");
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(kLineBytes), "i"(C) : "memory");
   }
   template <int C, int A, int B>
   static void multiply() {

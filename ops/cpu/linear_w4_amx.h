@@ -13,6 +13,7 @@ namespace gptq {
 namespace {
 
 constexpr int64_t kTileRows = kDigitRows;
+constexpr int64_t kLineBytes = 64;  // a tile's row
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepAtoms = 8;   // 64 columns of the weight
 constexpr int64_t kGroupSteps = 3;  // the 17 atoms that a group of 128 columns may touch
@@ -38,7 +39,7 @@ static_assert(sizeof(TileConfig) == 64);
 constexpr TileConfig kTileConfig;
 
 // C blocks of 16 columns, over some row tiles.
-template <class Tiles, int D, int C>
+template <class Tiles, int B, int D, int C>
 class AmxBlocks {
  public:
   AmxBlocks(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block)
@@ -74,15 +75,15 @@ class AmxBlocks {
 
   // Codes of the group's columns as bytes, zero behind its last atom.
   void unpack(const LinearW4Group& group) {
-    const int64_t block_stride = (p_.k + kAtomColumns - 1) / kAtomColumns * kAtomBytes;
-    const __m512i nibble = _mm512_set1_epi32(0x0f0f0f0f);
+    const int64_t block_stride = (p_.k + kAtomColumns - 1) / kAtomColumns * atom_bytes(B);
     for (int c = 0; c < C; ++c) {
-      const uint8_t* from = p_.packed + (block_ + c) * block_stride + group.first_atom * kAtomBytes;
+      const uint8_t* from = p_.packed + (block_ + c) * block_stride + group.first_atom * atom_bytes(B);
       uint8_t* to = weights_[c];
-      for (int64_t i = 0; i < group.atoms; ++i, to += 2 * kAtomBytes) {
-        const __m512i codes = _mm512_loadu_si512(from + i * kAtomBytes);
-        _mm512_store_si512(to, _mm512_and_si512(codes, nibble));
-        _mm512_store_si512(to + kAtomBytes, _mm512_and_si512(_mm512_srli_epi32(codes, 4), nibble));
+      for (int64_t i = 0; i < group.atoms; ++i, to += 2 * kLineBytes) {
+        __m512i first, second;
+        Isa::template load_codes<B>(from + i * atom_bytes(B), first, second);
+        _mm512_store_si512(to, first);
+        _mm512_store_si512(to + kLineBytes, second);
       }
       const int64_t end = (group.atoms + kStepAtoms - 1) / kStepAtoms * kTileBytes;
       __builtin_memset(to, 0, weights_[c] + end - to);
@@ -115,21 +116,21 @@ class AmxBlocks {
     }
   }
 
-  template <int B>
+  template <int I>
   void for_each_block(const int8_t* digits, int64_t plane, int64_t step) {
-    if constexpr (B < C) {
-      Tiles::template load<7>(weights_[B] + step * kTileBytes, kAtomBytes);
-      for_each_digit<B, 0>(digits, plane);
-      for_each_block<B + 1>(digits, plane, step);
+    if constexpr (I < C) {
+      Tiles::template load<7>(weights_[I] + step * kTileBytes, kLineBytes);
+      for_each_digit<I, 0>(digits, plane);
+      for_each_block<I + 1>(digits, plane, step);
     }
   }
 
-  template <int B, int I>
+  template <int Block, int I>
   void for_each_digit(const int8_t* digits, int64_t plane) {
     if constexpr (I < D) {
       Tiles::template load<6>(digits + I * plane, p_.digit_stride);
-      Tiles::template multiply<B * D + I, 6, 7>();
-      for_each_digit<B, I + 1>(digits, plane);
+      Tiles::template multiply<Block * D + I, 6, 7>();
+      for_each_digit<Block, I + 1>(digits, plane);
     }
   }
 
@@ -141,13 +142,13 @@ class AmxBlocks {
     for (int c = 0; c < C; ++c) {
       const int64_t parameters = group.weight_group * p_.n + (block_ + c) * kAtomRows;
       const auto scale = Isa::load_f16(p_.scales + parameters, lanes(c));
-      const auto zero = p_.zeros ? Isa::load_u8(p_.zeros + parameters, lanes(c)) : Isa::broadcast_int(8);
+      const auto zero = p_.zeros ? Isa::load_u8(p_.zeros + parameters, lanes(c)) : Isa::broadcast_int(middle_code(B));
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (first + r) * p_.n_groups + g;
         typename Isa::Int j[D];
         for (int d = 0; d < D; ++d) {
           const int32_t sum = -p_.x_sums[at * D + d];
-          const auto offset = p_.zeros ? Isa::scale_int(zero, sum) : Isa::broadcast_int(8 * sum);
+          const auto offset = p_.zeros ? Isa::scale_int(zero, sum) : Isa::broadcast_int(middle_code(B) * sum);
           j[d] = _mm512_add_epi32(offset, _mm512_load_si512(products_[c][d] + r * kAtomRows));
         }
         float* partial = partial_[tile][r][c];
@@ -179,36 +180,36 @@ class AmxBlocks {
   alignas(64) float y_[kChunkTiles][kTileRows][C][kAtomRows];
 };
 
-template <class Tiles, int D>
+template <class Tiles, int B, int D>
 void multiply_tiles(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                     int64_t block_end) {
   constexpr int kBlocks = 2;
   int64_t block = block_begin;
   for (; block + kBlocks <= block_end; block += kBlocks)
-    AmxBlocks<Tiles, D, kBlocks>(p, row_begin, row_end, block).run();
-  if (block < block_end) AmxBlocks<Tiles, D, 1>(p, row_begin, row_end, block).run();
+    AmxBlocks<Tiles, B, D, kBlocks>(p, row_begin, row_end, block).run();
+  if (block < block_end) AmxBlocks<Tiles, B, D, 1>(p, row_begin, row_end, block).run();
 }
 
-template <class Tiles, int D>
+template <class Tiles, int B, int D>
 void multiply_amx_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                        int64_t block_end) {
   if (row_end - row_begin > kUntiledRows) {
     Tiles::begin();
     while (row_end - row_begin > kUntiledRows) {
       const int64_t left = row_end - row_begin, rows = left < kChunkTiles * kTileRows ? left : kChunkTiles * kTileRows;
-      multiply_tiles<Tiles, D>(p, row_begin, row_begin + rows, block_begin, block_end);
+      multiply_tiles<Tiles, B, D>(p, row_begin, row_begin + rows, block_begin, block_end);
       row_begin += rows;
     }
     Tiles::end();
   }
-  multiply_rows<AmxVectors, D>(p, row_begin, row_end, block_begin, block_end);
+  multiply_rows<AmxVectors, B, D>(p, row_begin, row_end, block_begin, block_end);
 }
 
 template <class Tiles>
 void multiply_amx(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                   int64_t block_end) {
-  with_digits(p.digits, [&](auto d) {
-    multiply_amx_rows<Tiles, decltype(d)::value>(p, row_begin, row_end, block_begin, block_end);
+  with_bits_and_digits(p, [&](auto b, auto d) {
+    multiply_amx_rows<Tiles, decltype(b)::value, decltype(d)::value>(p, row_begin, row_end, block_begin, block_end);
   });
 }
 

@@ -1,5 +1,6 @@
 // What the kernels of linear_w4 for AVX2 share: lanes are two halves of eight, and the product is by vpmaddubsw, whose
-// sums are gathered in 16 bits for four atoms at a time.
+// sums are gathered in 16 bits for four atoms at a time. Codes of 8 bits are two nibbles, since their sums would not
+// fit.
 #pragma once
 
 #include <immintrin.h>
@@ -73,19 +74,32 @@ struct Avx2 {
     return _mm256_set1_epi32(value);
   }
 
+  // One nibble of each code of half an atom: columns 0..3 of each row, and 4..7.
+  template <int B>
+  [[gnu::always_inline]] static void load_nibbles(const uint8_t* atom, int nibble, __m256i& first, __m256i& second) {
+    const __m256i mask = _mm256_set1_epi8(0x0f);
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom));
+    if constexpr (B == 8) {
+      const __m256i others = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom + 64));
+      first = _mm256_and_si256(_mm256_srli_epi32(codes, 4 * nibble), mask);
+      second = _mm256_and_si256(_mm256_srli_epi32(others, 4 * nibble), mask);
+    } else {
+      first = _mm256_and_si256(codes, mask);
+      second = _mm256_and_si256(_mm256_srli_epi32(codes, 4), mask);
+    }
+  }
+
   // Eight sums of pairs, each at most 2·15·128, stay within 16 bits.
-  template <int R, int D>
-  [[gnu::always_inline]] static void dot_half(__m256i (&sums)[R][D], const uint8_t* weights, const int8_t* digits,
-                                              int64_t digit_stride, int64_t atoms) {
-    const __m256i nibble = _mm256_set1_epi8(0x0f);
+  template <int B, int R, int D>
+  [[gnu::always_inline]] static void dot_half(__m256i (&sums)[R][D], const uint8_t* weights, int nibble,
+                                              const int8_t* digits, int64_t digit_stride, int64_t atoms) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
       for (int d = 0; d < D; ++d) sums[r][d] = _mm256_setzero_si256();
     for (int64_t i = 0; i < atoms; ++i) {
-      const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + i * kAtomBytes));
-      const __m256i low = _mm256_and_si256(codes, nibble);
-      const __m256i high = _mm256_and_si256(_mm256_srli_epi32(codes, 4), nibble);
+      __m256i low, high;
+      load_nibbles<B>(weights + i * atom_bytes(B), nibble, low, high);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
@@ -97,22 +111,24 @@ struct Avx2 {
     }
   }
 
-  template <int R, int C, int D>
+  template <int B, int R, int C, int D>
   [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t, const int8_t* digits,
                                          int64_t digit_stride, int64_t atoms) {
     static_assert(C == 1);
     for (int64_t i = 0; i < atoms; i += 4) {
       const int64_t count = atoms - i < 4 ? atoms - i : 4;
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
+#pragma GCC unroll 4
+      for (int part = 0; part < 2 * B / 4; ++part) {
+        const int h = part % 2, nibble = part / 2;
         __m256i sums[R][D];
-        dot_half<R, D>(sums, weights + i * kAtomBytes + 32 * h, digits + i * D * kAtomColumns, digit_stride, count);
+        dot_half<B>(sums, weights + i * atom_bytes(B) + 32 * h, nibble, digits + i * D * kAtomColumns, digit_stride,
+                    count);
+        const __m256i weight = _mm256_set1_epi16(nibble == 0 ? 1 : 16);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
           for (int d = 0; d < D; ++d)
-            j[r][0][d].half[h] =
-                _mm256_add_epi32(j[r][0][d].half[h], _mm256_madd_epi16(sums[r][d], _mm256_set1_epi16(1)));
+            j[r][0][d].half[h] = _mm256_add_epi32(j[r][0][d].half[h], _mm256_madd_epi16(sums[r][d], weight));
       }
     }
   }

@@ -71,18 +71,27 @@ struct Avx512vnni {
     return _mm512_set1_epi32(value);
   }
 
-  template <int R, int C, int D>
+  // An atom's codes as bytes: columns 0..3 of each row, and 4..7.
+  template <int B>
+  [[gnu::always_inline]] static void load_codes(const uint8_t* atom, __m512i& first, __m512i& second) {
+    const __m512i codes = _mm512_loadu_si512(atom);
+    if constexpr (B == 8) {
+      first = codes;
+      second = _mm512_loadu_si512(atom + 64);
+    } else {
+      const __m512i nibble = _mm512_set1_epi32(0x0f0f0f0f);
+      first = _mm512_and_si512(codes, nibble);
+      second = _mm512_and_si512(_mm512_srli_epi32(codes, 4), nibble);
+    }
+  }
+
+  template <int B, int R, int C, int D>
   [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t block_stride,
                                          const int8_t* digits, int64_t digit_stride, int64_t atoms) {
-    const __m512i nibble = _mm512_set1_epi32(0x0f0f0f0f);
     for (int64_t i = 0; i < atoms; ++i) {
       __m512i low[C], high[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) {
-        const __m512i codes = _mm512_loadu_si512(weights + c * block_stride + i * kAtomBytes);
-        low[c] = _mm512_and_si512(codes, nibble);
-        high[c] = _mm512_and_si512(_mm512_srli_epi32(codes, 4), nibble);
-      }
+      for (int c = 0; c < C; ++c) load_codes<B>(weights + c * block_stride + i * atom_bytes(B), low[c], high[c]);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3

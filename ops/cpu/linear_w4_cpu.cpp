@@ -98,10 +98,12 @@ void run(const LinearW4Kernel& kernel, LinearW4Problem p, const std::vector<Line
   }
 }
 
-at::Tensor linear_w4_cpu(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
-                         const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
-                         const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute) {
-  return linear_w4_cpu_at_level(chosen_level(), input, packed, scales, zeros, bias, input_order, group_size, compute);
+template <int kBits>
+at::Tensor linear_cpu(const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
+                      const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
+                      const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute) {
+  return linear_w4_cpu_at_level(chosen_level(), kBits, input, packed, scales, zeros, bias, input_order, group_size,
+                                compute);
 }
 
 }  // namespace
@@ -113,12 +115,14 @@ std::vector<LinearW4Level> linear_w4_cpu_levels() {
   return levels;
 }
 
-at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, const at::Tensor& input, const at::Tensor& packed,
-                                  const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
-                                  const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& input_order,
-                                  int64_t group_size, std::string_view compute) {
-  check_linear_w4(input, packed, scales, zeros, bias, input_order, group_size, compute);
+at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, int bits, const at::Tensor& input,
+                                  const at::Tensor& packed, const at::Tensor& scales,
+                                  const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
+                                  const std::optional<at::Tensor>& input_order, int64_t group_size,
+                                  std::string_view compute) {
+  check_linear_w4(bits, input, packed, scales, zeros, bias, input_order, group_size, compute);
   LinearW4Problem p = {};
+  p.bits = bits;
   p.n = scales.size(1);
   p.k = input.size(-1);
   p.m = 1;
@@ -151,7 +155,8 @@ at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, const at::Tensor& 
 }
 
 TORCH_LIBRARY_IMPL(gptq, CPU, m) {
-  m.impl("linear_w4", linear_w4_cpu);
+  m.impl("linear_w4", linear_cpu<4>);
+  m.impl("linear_w8", linear_cpu<8>);
 }
 
 }  // namespace gptq

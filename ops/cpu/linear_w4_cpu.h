@@ -1,4 +1,4 @@
-// The CPU implementation of gptq::linear_w4, with the level open to tests and benchmarks.
+// The CPU implementation of gptq::linear_w4 and linear_w8, with the level open to tests and benchmarks.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,10 +21,11 @@ struct LinearW4Level {
 /// The levels this machine can run, best first; the last is scalar.
 std::vector<LinearW4Level> linear_w4_cpu_levels();
 
-/// gptq::linear_w4 on the CPU with one level's kernel, whatever GPTQ_CPU_ISA says.
-at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, const at::Tensor& input, const at::Tensor& packed,
-                                  const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
-                                  const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& input_order,
-                                  int64_t group_size, std::string_view compute);
+/// gptq::linear_w4 (bits 4) or linear_w8 (bits 8) on the CPU with one level's kernel, whatever GPTQ_CPU_ISA says.
+at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, int bits, const at::Tensor& input,
+                                  const at::Tensor& packed, const at::Tensor& scales,
+                                  const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
+                                  const std::optional<at::Tensor>& input_order, int64_t group_size,
+                                  std::string_view compute);
 
 }  // namespace gptq

@@ -1,4 +1,5 @@
-// The loops that all CPU kernels of linear_w4 share. An instruction set is a type Isa with
+// The loops that all CPU kernels of linear_w4 and linear_w8 share; B is the bits of a code, D the digits of an input.
+// An instruction set is a type Isa with
 //   Int, Float             16 lanes, one per column of a block
 //   rows(D), blocks(R, D)  largest register tile: rows of x, and blocks of 16 columns beside each other
 //   max_magnitude, split   step 2 of the arithmetic in linear_w4.h, over vectors of 16 values and over atoms
@@ -108,12 +109,12 @@ inline void store_outputs(const LinearW4Problem& p, int64_t at, typename Isa::Fl
 }
 
 // kTail: whether the last block has fewer than 16 columns.
-template <class Isa, int D, int R, int C, bool kTail>
+template <class Isa, int B, int D, int R, int C, bool kTail>
 void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
   using Int = typename Isa::Int;
   using Float = typename Isa::Float;
   const int64_t column = block * kAtomRows;
-  const int64_t block_stride = (p.k + kAtomColumns - 1) / kAtomColumns * kAtomBytes;
+  const int64_t block_stride = (p.k + kAtomColumns - 1) / kAtomColumns * atom_bytes(B);
   const uint8_t* weights = p.packed + block * block_stride;
   const int8_t* digits = p.x_digits + row * p.digit_stride;
   const auto lanes = [&](int c) { return kTail ? p.n - column - c * kAtomRows : kAtomRows; };
@@ -129,17 +130,18 @@ void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
     Int j[R][C][D];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
-      const Int zero = p.zeros ? Isa::load_u8(p.zeros + parameters + c * kAtomRows, lanes(c)) : Isa::broadcast_int(8);
+      const Int zero =
+          p.zeros ? Isa::load_u8(p.zeros + parameters + c * kAtomRows, lanes(c)) : Isa::broadcast_int(middle_code(B));
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
         for (int d = 0; d < D; ++d) {
           const int32_t sum = -p.x_sums[(at + r * p.n_groups) * D + d];
-          j[r][c][d] = p.zeros ? Isa::scale_int(zero, sum) : Isa::broadcast_int(8 * sum);
+          j[r][c][d] = p.zeros ? Isa::scale_int(zero, sum) : Isa::broadcast_int(middle_code(B) * sum);
         }
     }
-    Isa::template dot<R, C, D>(j, weights + group.first_atom * kAtomBytes, block_stride,
-                               digits + group.digit_atom * D * kAtomColumns, p.digit_stride, group.atoms);
+    Isa::template dot<B>(j, weights + group.first_atom * atom_bytes(B), block_stride,
+                         digits + group.digit_atom * D * kAtomColumns, p.digit_stride, group.atoms);
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       const Float scale = Isa::load_f16(p.scales + parameters + c * kAtomRows, lanes(c));
@@ -162,21 +164,21 @@ void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
     }
 }
 
-template <class Isa, int D, int R>
+template <class Isa, int B, int D, int R>
 void multiply_row_tile(const LinearW4Problem& p, int64_t row, int64_t rows, int64_t block, int64_t block_end) {
   if constexpr (R > 1) {
-    if (rows < R) return multiply_row_tile<Isa, D, R - 1>(p, row, rows, block, block_end);
+    if (rows < R) return multiply_row_tile<Isa, B, D, R - 1>(p, row, rows, block, block_end);
   }
   constexpr int C = Isa::blocks(R, D);
   const int64_t full = p.n / kAtomRows, full_end = block_end < full ? block_end : full;
-  for (; block + C <= full_end; block += C) multiply_tile<Isa, D, R, C, false>(p, row, block);
+  for (; block + C <= full_end; block += C) multiply_tile<Isa, B, D, R, C, false>(p, row, block);
   if constexpr (C > 1) {
-    for (; block < full_end; ++block) multiply_tile<Isa, D, R, 1, false>(p, row, block);
+    for (; block < full_end; ++block) multiply_tile<Isa, B, D, R, 1, false>(p, row, block);
   }
-  if (block < block_end) multiply_tile<Isa, D, R, 1, true>(p, row, block);
+  if (block < block_end) multiply_tile<Isa, B, D, R, 1, true>(p, row, block);
 }
 
-template <class Isa, int D>
+template <class Isa, int B, int D>
 void multiply_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                    int64_t block_end) {
   constexpr int64_t kPanel = 4;  // blocks whose weights stay in cache while the rows pass over them
@@ -184,22 +186,28 @@ void multiply_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end,
     const int64_t panel_end = block + kPanel < block_end ? block + kPanel : block_end;
     for (int64_t row = row_begin; row < row_end; row += Isa::rows(D)) {
       const int64_t rows = row_end - row < Isa::rows(D) ? row_end - row : Isa::rows(D);
-      multiply_row_tile<Isa, D, Isa::rows(D)>(p, row, rows, block, panel_end);
+      multiply_row_tile<Isa, B, D, Isa::rows(D)>(p, row, rows, block, panel_end);
     }
   }
 }
 
-template <int D>
-struct DigitCount {
-  static constexpr int value = D;
+template <int I>
+struct Constant {
+  static constexpr int value = I;
 };
 
-// Calls body(DigitCount<D>()) for the D that digits is.
+// Calls body(Constant<D>()) for the D that digits is.
 template <class Body>
 void with_digits(int digits, const Body& body) {
-  if (digits == 1) return body(DigitCount<1>());
-  if (digits == 2) return body(DigitCount<2>());
-  body(DigitCount<3>());
+  if (digits == 1) return body(Constant<1>());
+  if (digits == 2) return body(Constant<2>());
+  body(Constant<3>());
+}
+
+// Calls body(Constant<B>(), Constant<D>()) for the problem's bits and digits.
+template <class Body>
+void with_bits_and_digits(const LinearW4Problem& p, const Body& body) {
+  with_digits(p.digits, [&](auto d) { p.bits == 8 ? body(Constant<8>(), d) : body(Constant<4>(), d); });
 }
 
 template <class Isa>
@@ -210,8 +218,9 @@ void split_entry(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {
 template <class Isa>
 void multiply_entry(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                     int64_t block_end) {
-  with_digits(p.digits,
-              [&](auto d) { multiply_rows<Isa, decltype(d)::value>(p, row_begin, row_end, block_begin, block_end); });
+  with_bits_and_digits(p, [&](auto b, auto d) {
+    multiply_rows<Isa, decltype(b)::value, decltype(d)::value>(p, row_begin, row_end, block_begin, block_end);
+  });
 }
 
 }  // namespace

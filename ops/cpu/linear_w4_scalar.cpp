@@ -4,6 +4,16 @@
 namespace gptq {
 namespace {
 
+// Holds eight products of a code and a digit: at most 8·15·128, or 8·255·128.
+template <int B>
+struct EightProducts {
+  using Type = int16_t;
+};
+template <>
+struct EightProducts<8> {
+  using Type = int32_t;
+};
+
 struct Scalar {
   struct Int {
     int32_t lane[16];
@@ -41,24 +51,25 @@ struct Scalar {
     }
   }
 
-  template <int R, int C, int D>
+  template <int B, int R, int C, int D>
   static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t, const int8_t* digits, int64_t digit_stride,
                   int64_t atoms) {
     static_assert(C == 1);
+    using Sum = typename EightProducts<B>::Type;
     for (int64_t i = 0; i < atoms; ++i) {
       int16_t code[8][16];
       for (int lane = 0; lane < 16; ++lane)
         for (int k = 0; k < 4; ++k) {
-          const uint8_t byte = weights[i * kAtomBytes + 4 * lane + k];
-          code[k][lane] = byte & 15;
-          code[k + 4][lane] = byte >> 4;
+          const uint8_t* byte = weights + i * atom_bytes(B) + 4 * lane + k;
+          code[k][lane] = B == 8 ? byte[0] : byte[0] & 15;
+          code[k + 4][lane] = B == 8 ? byte[64] : byte[0] >> 4;
         }
       for (int r = 0; r < R; ++r)
         for (int d = 0; d < D; ++d) {
           const int8_t* digit = digits + r * digit_stride + (i * D + d) * kAtomColumns;
-          int16_t sum[16] = {};  // at most 8·15·128
+          Sum sum[16] = {};
           for (int k = 0; k < 8; ++k)
-            for (int lane = 0; lane < 16; ++lane) sum[lane] += static_cast<int16_t>(code[k][lane] * digit[k]);
+            for (int lane = 0; lane < 16; ++lane) sum[lane] += static_cast<Sum>(code[k][lane] * digit[k]);
           for (int lane = 0; lane < 16; ++lane) j[r][0][d].lane[lane] += sum[lane];
         }
     }

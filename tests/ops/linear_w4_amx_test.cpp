@@ -28,8 +28,8 @@ class LinearW4Amx : public testing::Test {
   void expect_same(const at::Tensor& x, const reference::W4Weight& weight, const std::optional<at::Tensor>& bias,
                    const char* compute) const {
     const auto run = [&](const LinearW4Level& level) {
-      return linear_w4_cpu_at_level(level, x, weight.packed, weight.scales, weight.zeros, bias, {}, weight.group_size,
-                                    compute);
+      return linear_w4_cpu_at_level(level, weight.bits, x, weight.packed, weight.scales, weight.zeros, bias, {},
+                                    weight.group_size, compute);
     };
     const at::Tensor got = run(amx_).to(at::kFloat), expected = run(scalar_).to(at::kFloat);
     EXPECT_TRUE(at::equal(got.view(at::kInt), expected.view(at::kInt)))
@@ -43,26 +43,31 @@ class LinearW4Amx : public testing::Test {
 
 TEST_F(LinearW4Amx, EveryShapeAndOption) {
   for (const auto& shape : shapes::kAwkward)
-    for (const bool with_zeros : {false, true})
+    for (const auto& [bits, with_zeros] : {std::pair{4, false}, {4, true}, {8, false}, {8, true}})
       for (const char* compute : {"int8", "bf16", "exact"}) {
-        const auto weight = reference::random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 50);
+        const auto weight = reference::random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 50, bits);
         expect_same(at::randn({shape.m, shape.k}), weight, at::randn({shape.n}), compute);
       }
 }
 
 TEST_F(LinearW4Amx, EveryNumberOfRowsAroundATile) {
   // Groups of 43 start inside atoms, and have an odd number of them; spans end inside the row.
-  const auto weight = reference::random_w4_weight(50, 1200, 43, true, 51);
-  for (const int64_t rows : {1, 4, 5, 6, 15, 16, 17, 20, 21, 31, 32, 33, 36, 37, 48, 65, 257, 261})
-    for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf})
-      expect_same(at::randn({rows, 1200}).to(dtype), weight, {}, "exact");
+  for (const int bits : {4, 8}) {
+    const auto weight = reference::random_w4_weight(50, 1200, 43, true, 51, bits);
+    for (const int64_t rows : {1, 4, 5, 6, 15, 16, 17, 20, 21, 31, 32, 33, 36, 37, 48, 65, 257, 261})
+      for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf})
+        expect_same(at::randn({rows, 1200}).to(dtype), weight, {}, "exact");
+  }
 }
 
 TEST_F(LinearW4Amx, LargestSums) {
-  auto weight = reference::random_w4_weight(33, 260, 128, false, 52);
-  weight.packed = pack_w4(at::full({33, 260}, 15, at::kByte));
-  weight.zeros = at::zeros({3, 33}, at::kByte);
-  for (const double value : {-1.0, 1.0}) expect_same(at::full({20, 260}, value), weight, {}, "exact");
+  for (const int bits : {4, 8}) {
+    auto weight = reference::random_w4_weight(33, 260, 128, false, 52, bits);
+    weight.packed =
+        bits == 8 ? pack_w8(at::full({33, 260}, 255, at::kByte)) : pack_w4(at::full({33, 260}, 15, at::kByte));
+    weight.zeros = at::zeros({3, 33}, at::kByte);
+    for (const double value : {-1.0, 1.0}) expect_same(at::full({20, 260}, value), weight, {}, "exact");
+  }
 }
 
 TEST_F(LinearW4Amx, ThreadsDoNotMatter) {

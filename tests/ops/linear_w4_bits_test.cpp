@@ -1,4 +1,4 @@
-// The promise that linear_w4 gives the same bits at every level, for every thread count and batch.
+// The promise that linear_w4 and linear_w8 give the same bits at every level, for every thread count and batch.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
@@ -17,8 +17,8 @@ using reference::W4Weight;
 
 at::Tensor run_at(const LinearW4Level& level, const at::Tensor& x, const W4Weight& weight,
                   const std::optional<at::Tensor>& bias, std::string_view compute) {
-  return linear_w4_cpu_at_level(level, x, weight.packed, weight.scales, weight.zeros, bias, {}, weight.group_size,
-                                compute);
+  return linear_w4_cpu_at_level(level, weight.bits, x, weight.packed, weight.scales, weight.zeros, bias, {},
+                                weight.group_size, compute);
 }
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
@@ -49,14 +49,14 @@ TEST(LinearW4Bits, ScalarFollowsTheDefinition) {
   const LinearW4Level scalar = linear_w4_cpu_levels().back();
   for (const auto& shape : shapes::kAwkward) {
     const int64_t m = std::min<int64_t>(shape.m, 9), n = std::min<int64_t>(shape.n, 33);
-    for (const bool with_zeros : {false, true}) {
-      const W4Weight weight = random_w4_weight(n, shape.k, shape.group_size, with_zeros, 30);
+    for (const auto& [bits, with_zeros] : {std::pair{4, false}, {4, true}, {8, false}, {8, true}}) {
+      const W4Weight weight = random_w4_weight(n, shape.k, shape.group_size, with_zeros, 30, bits);
       const at::Tensor x = varied_input(m, shape.k, 31), bias = at::randn({n});
       const char* computes[] = {"int8", "bf16", "exact"};
       for (int digits = 1; digits <= 3; ++digits)
         EXPECT_TRUE(same_bits(run_at(scalar, x, weight, bias, computes[digits - 1]),
                               reference::linear_w4_model(x, weight, bias, digits)))
-            << name(shape) << " digits " << digits << " zeros " << with_zeros;
+            << name(shape) << " bits " << bits << " digits " << digits << " zeros " << with_zeros;
     }
   }
 }
@@ -64,31 +64,31 @@ TEST(LinearW4Bits, ScalarFollowsTheDefinition) {
 TEST(LinearW4Bits, EveryLevelEqualsScalar) {
   const auto levels = linear_w4_cpu_levels();
   for (const auto& shape : shapes::kAwkward)
-    for (const bool with_zeros : {false, true})
+    for (const auto& [bits, with_zeros] : {std::pair{4, false}, {4, true}, {8, false}, {8, true}})
       for (const char* compute : {"int8", "bf16", "exact"}) {
-        const W4Weight weight = random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 32);
+        const W4Weight weight = random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 32, bits);
         const at::Tensor x = varied_input(shape.m, shape.k, 33), bias = at::randn({shape.n});
         const at::Tensor expected = run_at(levels.back(), x, weight, bias, compute);
         for (const auto& level : levels)
           EXPECT_TRUE(same_bits(run_at(level, x, weight, bias, compute), expected))
-              << level.name << " " << name(shape) << " " << compute << " zeros " << with_zeros;
+              << level.name << " " << name(shape) << " bits " << bits << " " << compute << " zeros " << with_zeros;
       }
 }
 
 // 16-bit sums of AVX2 and 32-bit ones of v are at their largest where all codes and digits are.
 TEST(LinearW4Bits, LargestSums) {
   const auto levels = linear_w4_cpu_levels();
-  for (const int code : {0, 15})
+  for (const auto& [bits, code] : {std::pair{4, 0}, {4, 15}, {8, 0}, {8, 255}})
     for (const double value : {-1.0, 1.0, -0.99999}) {
-      W4Weight weight = random_w4_weight(33, 260, 128, false, 34);
+      W4Weight weight = random_w4_weight(33, 260, 128, false, 34, bits);
       weight.codes = at::full({33, 260}, code, at::kByte);
-      weight.packed = pack_w4(weight.codes);
-      weight.zeros = at::full({3, 33}, 15 - code, at::kByte);
+      weight.packed = bits == 8 ? pack_w8(weight.codes) : pack_w4(weight.codes);
+      weight.zeros = at::full({3, 33}, (1 << bits) - 1 - code, at::kByte);
       at::Tensor x = at::full({5, 260}, value);
       x.select(1, 0).fill_(1.0);
       for (const auto& level : levels)
         EXPECT_TRUE(same_bits(run_at(level, x, weight, {}, "exact"), reference::linear_w4_model(x, weight, {}, 3)))
-            << level.name << " code " << code << " x " << value;
+            << level.name << " bits " << bits << " code " << code << " x " << value;
     }
 }
 
@@ -170,8 +170,8 @@ TEST(LinearW4Bits, InputOrderAndStridesAreReadInPlace) {
     const at::Tensor wide = scaled_rows(12, 220, dtype), x = wide.slice(1, 5, 208).slice(0, 0, 12, 2);
     for (const auto& level : linear_w4_cpu_levels()) {
       const auto run = [&](const at::Tensor& input, const std::optional<at::Tensor>& columns) {
-        return linear_w4_cpu_at_level(level, input, weight.packed, weight.scales, weight.zeros, {}, columns, 50,
-                                      "exact")
+        return linear_w4_cpu_at_level(level, weight.bits, input, weight.packed, weight.scales, weight.zeros, {},
+                                      columns, 50, "exact")
             .to(at::kFloat);
       };
       EXPECT_TRUE(same_bits(run(x, {}), run(x.contiguous(), {}))) << level.name << dtype;

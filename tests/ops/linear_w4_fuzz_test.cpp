@@ -1,5 +1,5 @@
-// Arguments spoiled at random: gptq::linear_w4 either computes the right answer or throws c10::Error. Run with
-// AddressSanitizer by `scripts/test.sh --sanitize`.
+// Arguments spoiled at random: gptq::linear_w4 and linear_w8 either compute the right answer or throw c10::Error. Run
+// with AddressSanitizer by `scripts/test.sh --sanitize`.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -17,9 +17,12 @@ struct Arguments {
   at::Tensor input, packed, scales;
   std::optional<at::Tensor> zeros, bias, input_order;
   int64_t group_size;
+  int bits;
   std::string compute = "exact";
 
-  at::Tensor run() const { return linear_w4(input, packed, scales, zeros, bias, input_order, group_size, compute); }
+  at::Tensor run() const {
+    return (bits == 8 ? linear_w8 : linear_w4)(input, packed, scales, zeros, bias, input_order, group_size, compute);
+  }
 };
 
 class Fuzzer {
@@ -30,8 +33,9 @@ class Fuzzer {
   std::pair<Arguments, reference::W4Weight> draw() {
     const int64_t n = number(0, 40), k = number(0, 300);
     const int64_t group_size = pick<int64_t>({-1, 1, 7, 32, 128, 300, std::numeric_limits<int64_t>::max()});
-    const auto weight = reference::random_w4_weight(n, k, group_size, flip(), random_());
-    Arguments arguments{at::randn({number(0, 6), k}), weight.packed, weight.scales, weight.zeros, {}, {}, group_size};
+    const auto weight = reference::random_w4_weight(n, k, group_size, flip(), random_(), flip() ? 4 : 8);
+    Arguments arguments{
+        at::randn({number(0, 6), k}), weight.packed, weight.scales, weight.zeros, {}, {}, group_size, weight.bits};
     if (flip()) arguments.bias = at::randn({n});
     if (flip()) arguments.input_order = at::randperm(k).to(at::kInt);
     arguments.compute = pick<const char*>({"exact", "bf16", "int8"});

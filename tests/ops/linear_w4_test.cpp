@@ -1,4 +1,4 @@
-// linear_w4 against float64, and what it does with unusual values and shapes.
+// linear_w4 and linear_w8 against float64, and what it does with unusual values and shapes.
 #include "gptq/linear_w4.h"
 
 #include <ATen/ATen.h>
@@ -19,7 +19,8 @@ using reference::W4Weight;
 
 at::Tensor run(const at::Tensor& x, const W4Weight& weight, const std::optional<at::Tensor>& bias = {},
                std::string_view compute = "exact", const std::optional<at::Tensor>& order = {}) {
-  return linear_w4(x, weight.packed, weight.scales, weight.zeros, bias, order, weight.group_size, compute);
+  const auto linear = weight.bits == 8 ? linear_w8 : linear_w4;
+  return linear(x, weight.packed, weight.scales, weight.zeros, bias, order, weight.group_size, compute);
 }
 
 void expect_within(const at::Tensor& y, const at::Tensor& expected, const at::Tensor& bound, const std::string& what) {
@@ -29,10 +30,10 @@ void expect_within(const at::Tensor& y, const at::Tensor& expected, const at::Te
 
 TEST(LinearW4, WithinTheBoundOfFloat64) {
   for (const auto& shape : shapes::kAwkward)
-    for (const bool with_zeros : {false, true})
+    for (const auto& [bits, with_zeros] : {std::pair{4, false}, {4, true}, {8, false}, {8, true}})
       for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf})
         for (const std::string compute : {"exact", "bf16", "int8"}) {
-          const W4Weight weight = random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 7);
+          const W4Weight weight = random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 7, bits);
           const at::Tensor x = at::randn({shape.m, shape.k}).to(dtype);
           const int digits = compute == "int8" ? 1 : compute == "exact" && dtype == at::kFloat ? 3 : 2;
           const at::Tensor y = run(x, weight, {}, compute);
@@ -40,7 +41,8 @@ TEST(LinearW4, WithinTheBoundOfFloat64) {
           ASSERT_EQ(y.sizes(), at::IntArrayRef({shape.m, shape.n}));
           expect_within(y, reference::linear_w4(x, weight), reference::linear_w4_bound(x, weight, digits, dtype),
                         "m " + std::to_string(shape.m) + " k " + std::to_string(shape.k) + " n " +
-                            std::to_string(shape.n) + " " + compute + " " + at::toString(dtype));
+                            std::to_string(shape.n) + " " + compute + " " + at::toString(dtype) + " bits " +
+                            std::to_string(bits));
         }
 }
 
@@ -84,12 +86,26 @@ TEST(LinearW4, ExactIsAtLeastAsAccurateAsDenseFloat32) {
   }
 }
 
-TEST(LinearW4, AbsentZerosAreEight) {
-  W4Weight weight = random_w4_weight(50, 130, 64, false, 10);
-  const at::Tensor x = at::randn({6, 130});
-  const at::Tensor y = run(x, weight);
-  weight.zeros = at::full({3, 50}, 8, at::kByte);
-  EXPECT_TRUE(at::equal(run(x, weight), y));
+TEST(LinearW4, AbsentZerosAreTheMiddleCode) {
+  for (const int bits : {4, 8}) {
+    W4Weight weight = random_w4_weight(50, 130, 64, false, 10, bits);
+    const at::Tensor x = at::randn({6, 130});
+    const at::Tensor y = run(x, weight);
+    weight.zeros = at::full({3, 50}, bits == 8 ? 128 : 8, at::kByte);
+    EXPECT_TRUE(at::equal(run(x, weight), y));
+  }
+}
+
+// Codes that fit both: the same numbers in the same order of operations.
+TEST(LinearW4, WiderCodesOfTheSameWeightGiveTheSameBits) {
+  for (const std::string compute : {"exact", "bf16", "int8"}) {
+    const W4Weight narrow = random_w4_weight(50, 1300, 96, true, 23);
+    W4Weight wide = narrow;
+    wide.packed = pack_w8(narrow.codes);
+    wide.bits = 8;
+    const at::Tensor x = at::randn({7, 1300});
+    EXPECT_TRUE(at::equal(run(x, wide, {}, compute), run(x, narrow, {}, compute))) << compute;
+  }
 }
 
 TEST(LinearW4, ExtremeZeros) {
@@ -222,7 +238,7 @@ TEST(LinearW4, InputOrderGathersColumns) {
 
 TEST(LinearW4, Errors) {
   const W4Weight weight = random_w4_weight(37, 300, 64, true, 22);
-  const auto& [codes, packed, scales, zeros, group_size] = weight;
+  const auto& [codes, packed, scales, zeros, group_size, bits] = weight;
   const at::Tensor x = at::randn({2, 300}), bias = at::randn({37});
   const std::optional<at::Tensor> none;
   EXPECT_ERROR(run(x.to(at::kDouble), weight), "linear_w4: input must be Float, BFloat16 or Half, got Double");
@@ -254,6 +270,10 @@ TEST(LinearW4, Errors) {
   EXPECT_ERROR(run(x, weight, none, "exact", at::randperm(299, at::kInt)),
                "linear_w4: input_order must be [K] = [300], got [299]");
   EXPECT_ERROR(run(x, weight, bias.to(at::kMeta)), "linear_w4: bias must be on input's device cpu, got meta");
+  EXPECT_ERROR(linear_w8(x, packed, scales, zeros, none, none, 64),
+               "linear_w8: packed must be [ceil(N/16), ceil(K/8), 128] = [3, 38, 128], got [3, 38, 64]");
+  EXPECT_ERROR(linear_w4(x, pack_w8(codes), scales, zeros, none, none, 64),
+               "linear_w4: packed must be [ceil(N/16), ceil(K/8), 64] = [3, 38, 64], got [3, 38, 128]");
 }
 
 }  // namespace

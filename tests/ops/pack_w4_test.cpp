@@ -10,8 +10,8 @@
 namespace gptq {
 namespace {
 
-at::Tensor random_codes(int64_t n, int64_t k) {
-  return at::randint(0, 16, {n, k}, at::kByte);
+at::Tensor random_codes(int64_t n, int64_t k, int bits = 4) {
+  return at::randint(0, 1 << bits, {n, k}, at::kByte);
 }
 
 TEST(PackW4, UnpackIsTheInverse) {
@@ -21,6 +21,16 @@ TEST(PackW4, UnpackIsTheInverse) {
     EXPECT_EQ(packed.sizes(), at::IntArrayRef({(shape.n + 15) / 16, (shape.k + 7) / 8, 64}));
     EXPECT_TRUE(at::equal(unpack_w4(packed, shape.n, shape.k), codes)) << shape.n << " x " << shape.k;
   }
+}
+
+TEST(PackW8, UnpackIsTheInverse) {
+  for (const auto& shape : shapes::kAwkward) {
+    const at::Tensor codes = random_codes(shape.n, shape.k, 8);
+    const at::Tensor packed = pack_w8(codes);
+    EXPECT_EQ(packed.sizes(), at::IntArrayRef({(shape.n + 15) / 16, (shape.k + 7) / 8, 128}));
+    EXPECT_TRUE(at::equal(unpack_w8(packed, shape.n, shape.k), codes)) << shape.n << " x " << shape.k;
+  }
+  EXPECT_EQ(pack_w8(random_codes(0, 5, 8)).sizes(), at::IntArrayRef({0, 1, 128}));
 }
 
 TEST(PackW4, EmptyWeights) {
@@ -49,6 +59,24 @@ TEST(PackW4, GoldenBytes) {
   EXPECT_TRUE(at::equal(packed, expected)) << packed;
 }
 
+// Row 1 of 17 and row 16, columns 0..8.
+TEST(PackW8, GoldenBytes) {
+  at::Tensor codes = at::zeros({17, 9}, at::kByte), expected = at::zeros({2, 2, 128}, at::kByte);
+  for (int64_t k = 0; k < 9; ++k) {
+    codes[1][k] = 0x31 * (k + 1) % 256;
+    codes[16][k] = 255 - k;
+  }
+  for (int64_t i = 0; i < 4; ++i) {
+    expected[0][0][4 + i] = 0x31 * (i + 1) % 256;
+    expected[0][0][64 + 4 + i] = 0x31 * (i + 5) % 256;
+    expected[1][0][i] = 255 - i;
+    expected[1][0][64 + i] = 251 - i;
+  }
+  expected[0][1][4] = 0x31 * 9 % 256;
+  expected[1][1][0] = 247;
+  EXPECT_TRUE(at::equal(pack_w8(codes), expected)) << pack_w8(codes);
+}
+
 TEST(PackW4, PaddingIsZero) {
   const at::Tensor packed = pack_w4(at::full({3, 5}, 15, at::kByte));
   EXPECT_EQ(unpack_w4(packed, 16, 8).sum().item<int64_t>(), 3 * 5 * 15);
@@ -63,12 +91,13 @@ TEST(PackW4, StridedAndOffsetInputs) {
   EXPECT_TRUE(at::equal(unpack_w4(strided, codes.size(0), codes.size(1)), codes));
 }
 
-// A code less its zero is at most 5 bits and a scale 11, so the products are exact in f32.
+// A code less its zero is at most 9 bits and a scale 11, so the products are exact in f32.
 TEST(DequantizeW4, EqualsTheReference) {
   for (const auto& shape : shapes::kAwkward)
-    for (const bool with_zeros : {false, true}) {
-      const auto weight = reference::random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 1);
-      const at::Tensor w = dequantize_w4(weight.packed, weight.scales, weight.zeros, shape.k, shape.group_size);
+    for (const auto& [bits, with_zeros] : {std::pair{4, false}, {4, true}, {8, false}, {8, true}}) {
+      const auto weight = reference::random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 1, bits);
+      const auto dequantize = bits == 8 ? dequantize_w8 : dequantize_w4;
+      const at::Tensor w = dequantize(weight.packed, weight.scales, weight.zeros, shape.k, shape.group_size);
       EXPECT_EQ(w.scalar_type(), at::kFloat);
       EXPECT_TRUE(at::equal(w.to(at::kDouble), reference::dequantize_w4(weight))) << shape.n << " x " << shape.k;
     }
@@ -96,12 +125,14 @@ TEST(UnpackW4, Errors) {
   EXPECT_ERROR(unpack_w4(packed.to(at::kInt), 3, 5), "unpack_w4: packed must be Byte, got Int");
   EXPECT_ERROR(unpack_w4(packed, 17, 5),
                "unpack_w4: packed must be [ceil(N/16), ceil(K/8), 64] = [2, 1, 64], got [1, 1, 64]");
+  EXPECT_ERROR(unpack_w8(packed, 3, 5),
+               "unpack_w8: packed must be [ceil(N/16), ceil(K/8), 128] = [1, 1, 128], got [1, 1, 64]");
   EXPECT_ERROR(unpack_w4(packed, 3, -1), "unpack_w4: n and k must not be negative, got n = 3, k = -1");
 }
 
 TEST(DequantizeW4, Errors) {
   const auto weight = reference::random_w4_weight(20, 96, 32, true, 3);
-  const auto& [codes, packed, scales, zeros, group_size] = weight;
+  const auto& [codes, packed, scales, zeros, group_size, bits] = weight;
   EXPECT_ERROR(dequantize_w4(packed, scales.to(at::kFloat), zeros, 96),
                "dequantize_w4: scales must be Half, got Float");
   EXPECT_ERROR(dequantize_w4(packed, scales[0], zeros, 96), "dequantize_w4: scales must be [n_groups, N], got [20]");

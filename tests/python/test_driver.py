@@ -51,9 +51,9 @@ def test_report_has_every_layer_and_its_figures(quantized, demo_model):
     weights = sum(n * k for n, k in shapes)
     # The head is the embedding in the float model and a weight of its own in the quantized one.
     assert report["bytes"]["linears_before"] == 2 * weights
-    # 4 bits a weight, and one f16 scale for 128 of them; the head has 8 bits and, twice, a scale and zero point a row.
+    # 4 bits a weight, and one f16 scale for 128 of them; the head has 8 bits and a scale a row.
     blocks = weights // 2 + 2 * weights // 128
-    assert report["bytes"]["linears_after"] == blocks + head[0] * head[1] + 2 * 3 * head[0]
+    assert report["bytes"]["linears_after"] == blocks + head[0] * head[1] + 2 * head[0]
 
 
 def test_perplexity_is_the_same_to_the_last_bit_after_loading(gptq, quantized, text, tmp_path):

@@ -15,47 +15,45 @@ torch.ops.load_library(LIBRARY)
 ops = torch.ops.gptq
 
 
-def weight(n, k, group_size, zeros=True):
+def operator(name, bits):
+    return getattr(ops, f"{name}_w{bits}")
+
+
+def weight(n, k, group_size, zeros=True, bits=4):
     groups = 1 if group_size == -1 else -(-k // group_size)
-    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8)
+    codes = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8)
     scales = (torch.randn(groups, n) * 0.02).half()
-    return codes, scales, torch.randint(0, 16, (groups, n), dtype=torch.uint8) if zeros else None
+    return codes, scales, torch.randint(0, 2**bits, (groups, n), dtype=torch.uint8) if zeros else None
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("n,k", [(1, 1), (17, 9), (48, 64)])
-def test_opcheck_pack_and_unpack(n, k):
-    codes, _, _ = weight(n, k, -1)
-    torch.library.opcheck(ops.pack_w4, (codes,))
-    torch.library.opcheck(ops.unpack_w4, (ops.pack_w4(codes), n, k))
+def test_opcheck_pack_and_unpack(n, k, bits):
+    codes, _, _ = weight(n, k, -1, bits=bits)
+    pack = operator("pack", bits)
+    torch.library.opcheck(pack, (codes,))
+    torch.library.opcheck(operator("unpack", bits), (pack(codes), n, k))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [0, 32, -1, 40])
 @pytest.mark.parametrize("zeros", [True, False])
-def test_opcheck_dequantize(group_size, zeros):
-    codes, scales, zero = weight(17, 96, group_size or 32, zeros)
-    torch.library.opcheck(ops.dequantize_w4, (ops.pack_w4(codes), scales, zero, 96, group_size))
-
-
-def test_split_w8_makes_eight_bits_two_halves():
-    codes, zeros = (torch.randint(0, 256, shape, dtype=torch.uint8) for shape in ((17, 96), (3, 17)))
-    scales = (torch.randn(3, 17) * 0.02).half()
-    halves, both, split_zeros = ops.split_w8(codes, scales, zeros, 32)
-    weight = ops.dequantize_w4(ops.pack_w4(halves), both, split_zeros, 192, 32)
-    columns = torch.arange(96) // 32
-    expected = (codes.double() - zeros.t()[:, columns]) * scales.t()[:, columns]
-    assert torch.equal((weight[:, :96].double() + weight[:, 96:]), expected)
+def test_opcheck_dequantize(group_size, zeros, bits):
+    codes, scales, zero = weight(17, 96, group_size or 32, zeros, bits)
+    packed = operator("pack", bits)(codes)
+    torch.library.opcheck(operator("dequantize", bits), (packed, scales, zero, 96, group_size))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("group_size", [32, -1, 40])
-@pytest.mark.parametrize("shape", [(96,), (3, 96), (2, 3, 96)])
-def test_opcheck_linear(dtype, group_size, shape):
-    codes, scales, zeros = weight(17, 96, group_size)
+@pytest.mark.parametrize("shape,bits", [((96,), 4), ((3, 96), 4), ((2, 3, 96), 4), ((2, 3, 96), 8)])
+def test_opcheck_linear(dtype, group_size, shape, bits):
+    codes, scales, zeros = weight(17, 96, group_size, bits=bits)
     order = torch.randperm(96, dtype=torch.int32)
-    packed = ops.pack_w4(codes)
+    packed, linear = operator("pack", bits)(codes), operator("linear", bits)
     x = torch.randn(shape, dtype=dtype)
-    torch.library.opcheck(ops.linear_w4, (x, packed, scales, zeros, torch.randn(17), order, group_size, "exact"))
-    torch.library.opcheck(ops.linear_w4, (x, packed, scales, None, None, None, group_size, "int8"))
+    torch.library.opcheck(linear, (x, packed, scales, zeros, torch.randn(17), order, group_size, "exact"))
+    torch.library.opcheck(linear, (x, packed, scales, None, None, None, group_size, "int8"))
 
 
 def test_opcheck_with_an_input_that_requires_grad():
@@ -107,12 +105,13 @@ def test_export_with_a_dynamic_batch():
         assert torch.equal(program.module()(x), layer(x))
 
 
-def test_close_to_dense():
-    codes, scales, zeros = weight(50, 300, 128)
-    packed = ops.pack_w4(codes)
-    w = ops.dequantize_w4(packed, scales, zeros, 300, 128).double()
+@pytest.mark.parametrize("bits", [4, 8])
+def test_close_to_dense(bits):
+    codes, scales, zeros = weight(50, 300, 128, bits=bits)
+    packed = operator("pack", bits)(codes)
+    w = operator("dequantize", bits)(packed, scales, zeros, 300, 128).double()
     x = torch.randn(5, 300)
-    y = ops.linear_w4(x, packed, scales, zeros, None, None, 128)
+    y = operator("linear", bits)(x, packed, scales, zeros, None, None, 128)
     # 1e-6 of the sum of magnitudes: 3 digits keep 2^-23 of a group's maximum, and 7 roundings of 2^-24 follow.
     assert ((y - x.double() @ w.T).abs() <= 1e-6 * (x.double().abs() @ w.abs().T + 1)).all()
 

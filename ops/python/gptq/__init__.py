@@ -29,12 +29,15 @@ __all__ = [
     "QuantizedLinear",
     "QuantizedWeight",
     "dequantize_w4",
+    "dequantize_w8",
     "linear_w4",
+    "linear_w8",
     "pack_w4",
+    "pack_w8",
     "quantize",
     "quantize_weight",
-    "split_w8",
     "unpack_w4",
+    "unpack_w8",
 ]
 
 
@@ -99,22 +102,6 @@ def dequantize_w4(packed: Tensor, scales: Tensor, zeros: Tensor | None, k: int, 
     return torch.ops.gptq.dequantize_w4(packed, scales, zeros, k, group_size)
 
 
-def split_w8(codes: Tensor, scales: Tensor, zeros: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Write a weight of 5 to 8 bits as one of 4 bits, for linear_w4 on torch.cat([x, x], -1). No value changes.
-
-    Args:
-        codes: uint8 [N, K].
-        scales: float16 [n_groups, N], at most 4094.
-        zeros: uint8 [n_groups, N].
-        group_size: columns per group, dividing K, or -1: one group per row, which is K columns per group of the result.
-
-    Returns:
-        codes uint8 [N, 2 K], the high halves before the low ones; scales float16 [2 n_groups, N], 16 times and once;
-        zeros uint8 [2 n_groups, N].
-    """
-    return torch.ops.gptq.split_w8(codes, scales, zeros, group_size)
-
-
 def linear_w4(
     input: Tensor,
     packed: Tensor,
@@ -143,6 +130,40 @@ def linear_w4(
         [..., N] in the input's dtype.
     """
     return torch.ops.gptq.linear_w4(input, packed, scales, zeros, bias, input_order, group_size, compute)
+
+
+def pack_w8(codes: Tensor) -> Tensor:
+    """Pack codes of 5 to 8 bits, uint8 [N, K], into the layout that linear_w8 reads.
+
+    Returns:
+        uint8 [ceil(N / 16), ceil(K / 8), 128]; the same bytes on every machine.
+    """
+    return torch.ops.gptq.pack_w8(codes)
+
+
+def unpack_w8(packed: Tensor, n: int, k: int) -> Tensor:
+    """Return the codes of a packed weight, uint8 [n, k], the inverse of pack_w8."""
+    return torch.ops.gptq.unpack_w8(packed, n, k)
+
+
+def dequantize_w8(packed: Tensor, scales: Tensor, zeros: Tensor | None, k: int, group_size: int = 0) -> Tensor:
+    """As dequantize_w4, for a weight of pack_w8; zeros None means 128 everywhere."""
+    return torch.ops.gptq.dequantize_w8(packed, scales, zeros, k, group_size)
+
+
+def linear_w8(
+    input: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    bias: Tensor | None = None,
+    input_order: Tensor | None = None,
+    *,
+    group_size: int,
+    compute: str = "exact",
+) -> Tensor:
+    """As linear_w4, for a weight of pack_w8; zeros None means 128 everywhere."""
+    return torch.ops.gptq.linear_w8(input, packed, scales, zeros, bias, input_order, group_size, compute)
 
 
 def quantize_weight(

@@ -18,11 +18,11 @@ def _check_bits(bits: int) -> None:
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer with a packed weight of 2 to 8 bits: y = x · wᵀ + bias, computed by gptq.linear_w4.
+    """A linear layer with a packed weight of 2 to 8 bits: y = x · wᵀ + bias.
 
-    The constructor makes a layer of zeros with the shapes that load_state_dict needs, from_codes one that computes
-    something. Weights of 5 to 8 bits are stored as two 4-bit halves, hence with twice as many columns. There is no
-    gradient with respect to the input: backward raises, and torch.compile wants torch.no_grad().
+    Computed by gptq.linear_w4 for up to 4 bits, by gptq.linear_w8 for more. The constructor makes a layer of zeros with
+    the shapes that load_state_dict needs, from_codes one that computes something. There is no gradient with respect to
+    the input: backward raises, and torch.compile wants torch.no_grad().
 
     Moving and casting: everything follows ``.to(device)``; ``.to(dtype)``, ``.half()`` and the like cast the bias
     alone, the scales stay float16. Inputs may be float32, bfloat16 or float16 whatever the dtype of the bias; the
@@ -32,11 +32,11 @@ class QuantizedLinear(nn.Module):
     is assigned, as transformers does to tie lm_head to the embedding, is ignored.
 
     Buffers, all of them in the state_dict unless None:
-        packed: uint8 [ceil(N / 16), ceil(C / 8), 64], where C = K, or 2 G n_groups with more than 4 bits.
-        scales: float16 [n_groups, N], with more than 4 bits [2 n_groups, N].
-        zeros: uint8 in the shape of scales; None means 8 everywhere, which is what symmetric 4-bit weights have.
+        packed: uint8 [ceil(N / 16), ceil(K / 8), 64], with more than 4 bits [ceil(N / 16), ceil(K / 8), 128].
+        scales: float16 [n_groups, N].
+        zeros: uint8 [n_groups, N]; None means the middle code everywhere, as symmetric weights of 4 and 8 bits have it.
         bias: floating point [N] or None.
-        input_order: int32 [C] or None: column k of the weight multiplies x[..., input_order[k]].
+        input_order: int32 [K] or None: column k of the weight multiplies x[..., input_order[k]].
     """
 
     packed: Tensor
@@ -68,14 +68,14 @@ class QuantizedLinear(nn.Module):
             group_size: columns that share a scale and zero point; the last group may be short. -1, or at least K: one
                 group per row.
             bias: whether there is one.
-            zeros: whether zero points are stored; None: unless bits is 4. With other bits they always are.
+            zeros: whether zero points are stored; None: unless bits is 4 or 8. With other bits they always are.
             input_order: whether the inputs are gathered, see act_order="dynamic" of gptq.quantize_weight.
             compute: see gptq.linear_w4.
             device: of the buffers.
             dtype: of the bias and of weight; None: torch.get_default_dtype().
 
         Raises:
-            ValueError: bits, group_size or a number of features out of range, or zeros=False where bits is not 4.
+            ValueError: bits, group_size or a number of features out of range, or zeros=False with neither 4 nor 8 bits.
         """
         super().__init__()
         _check_bits(bits)
@@ -83,31 +83,28 @@ class QuantizedLinear(nn.Module):
             raise ValueError(f"in_features and out_features must be at least 1, got {in_features} and {out_features}")
         if group_size != -1 and group_size < 1:
             raise ValueError(f"group_size must be -1 or at least 1, got {group_size}")
-        if zeros is False and bits != 4:
-            raise ValueError(f"zeros may be left out only with 4 bits, got bits={bits}")
+        if zeros is None:
+            zeros = bits not in (4, 8)
+        if not zeros and bits not in (4, 8):
+            raise ValueError(f"zeros may be left out only with 4 or 8 bits, got bits={bits}")
         self.in_features = in_features
         self.out_features = out_features
         self.bits = bits
         self.group_size = group_size if group_size < in_features else -1
         self.compute = compute
-        self.split = bits > 4
-        group = self.in_features if self.group_size == -1 else self.group_size
-        groups = -(-in_features // group)
-        # The halves of a split weight lie side by side, so that the first must end with a whole group.
-        self.padding = groups * group - in_features if self.split else 0
-        columns = 2 * groups * group if self.split else in_features
-        self.kernel_group_size = group if self.split else self.group_size
+        self.wide = bits > 4
+        groups = 1 if self.group_size == -1 else -(-in_features // self.group_size)
 
         def empty(shape: tuple[int, ...], kind: torch.dtype | None) -> Tensor:
             return torch.zeros(shape, dtype=kind, device=device)
 
-        grid = (2 * groups if self.split else groups, out_features)
+        grid = (groups, out_features)
         buffers = {
-            "packed": empty((-(-out_features // 16), -(-columns // 8), 64), torch.uint8),
+            "packed": empty((-(-out_features // 16), -(-in_features // 8), 128 if self.wide else 64), torch.uint8),
             "scales": empty(grid, torch.float16),
-            "zeros": empty(grid, torch.uint8) if zeros or (zeros is None and bits != 4) else None,
+            "zeros": empty(grid, torch.uint8) if zeros else None,
             "bias": empty((out_features,), dtype) if bias else None,
-            "input_order": empty((columns,), torch.int32) if input_order else None,
+            "input_order": empty((in_features,), torch.int32) if input_order else None,
             "unknown": empty((), dtype).fill_(float("nan")),
         }
         # torch.export counts its inputs wrongly where a buffer follows one that is None.
@@ -142,19 +139,18 @@ class QuantizedLinear(nn.Module):
             dtype: of weight; None: that of the bias, or torch.get_default_dtype() without one.
 
         Returns:
-            A layer on the device of codes. The tensors are copied, except bias, and scales and zeros of up to 4 bits.
+            A layer on the device of codes. codes are copied, the other tensors are not.
 
         Raises:
             ValueError: a shape, a dtype or a code that does not fit.
-            RuntimeError: codes are not uint8, or with more than 4 bits a scale is above 4094, whose 16-fold float16
-                cannot hold.
+            RuntimeError: codes are not uint8.
         """
         _check_bits(bits)
         n, k = codes.shape
         middle = 2 ** (bits - 1)
-        if zeros is not None and bits == 4 and bool((zeros == middle).all()):
+        if zeros is not None and bits in (4, 8) and bool((zeros == middle).all()):
             zeros = None
-        elif zeros is None and bits != 4:
+        elif zeros is None and bits not in (4, 8):
             zeros = torch.full_like(scales, middle, dtype=torch.uint8)
         layer = cls(
             *(k, n, bits, group_size, bias is not None),
@@ -174,15 +170,8 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         if codes.numel() and int(codes.max()) >= 2**self.bits:
             raise ValueError(f"codes must be below 2**bits = {2**self.bits}, got {int(codes.max())}")
-        if self.split:
-            codes = functional.pad(codes, (0, self.padding))
-            if self.padding:  # (code - zero) * scale is 0 there, and so is the input
-                codes[:, self.in_features :] = zeros[-1].unsqueeze(1)
-            codes, scales, zeros = torch.ops.gptq.split_w8(codes, scales, zeros, self.kernel_group_size)
-            if input_order is not None:
-                rest = torch.arange(self.in_features, self.in_features + self.padding)
-                input_order = torch.cat([input_order, rest.to(input_order)]).repeat(2)
-        made = {"packed": torch.ops.gptq.pack_w4(codes), "scales": scales, "zeros": zeros, "bias": bias}
+        packed = torch.ops.gptq.pack_w8(codes) if self.wide else torch.ops.gptq.pack_w4(codes)
+        made = {"packed": packed, "scales": scales, "zeros": zeros, "bias": bias}
         for name, tensor in {**made, "input_order": input_order}.items():
             expected = getattr(self, name)
             if tensor is not None and tensor.shape != expected.shape:
@@ -203,38 +192,27 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the layer: [..., K] to [..., N] in the input's dtype."""
-        x = input
-        if self.split:
-            if self.padding > 0:
-                x = functional.pad(x, (0, self.padding))
-            x = torch.cat([x, x], -1)
+        if self.wide:
+            return torch.ops.gptq.linear_w8(
+                input, self.packed, self.scales, self.zeros, self.bias, self.input_order, self.group_size, self.compute
+            )
         return torch.ops.gptq.linear_w4(
-            x, self.packed, self.scales, self.zeros, self.bias, self.input_order, self.kernel_group_size, self.compute
+            input, self.packed, self.scales, self.zeros, self.bias, self.input_order, self.group_size, self.compute
         )
 
     def codes(self) -> Tensor:
         """Return the codes, uint8 [N, K], columns as they are stored."""
-        halves = 2 if self.split else 1
-        columns = self.in_features + self.padding
-        stored = torch.ops.gptq.unpack_w4(self.packed, self.out_features, halves * columns)
-        if self.split:
-            stored = stored[:, :columns] * 16 + stored[:, columns:]
-        return stored[:, : self.in_features].contiguous()
+        unpack = torch.ops.gptq.unpack_w8 if self.wide else torch.ops.gptq.unpack_w4
+        return unpack(self.packed, self.out_features, self.in_features)
 
     def dequantize(self) -> Tensor:
         """Return the float weight that the packed one stands for, float32 [N, K], columns in the order of the input."""
-        halves = 2 if self.split else 1
-        columns = self.in_features + self.padding
-        weight = torch.ops.gptq.dequantize_w4(
-            self.packed, self.scales, self.zeros, halves * columns, self.kernel_group_size
-        )
-        if self.split:
-            weight = weight[:, :columns] + weight[:, columns:]
-        weight = weight[:, : self.in_features]
+        dequantize = torch.ops.gptq.dequantize_w8 if self.wide else torch.ops.gptq.dequantize_w4
+        weight = dequantize(self.packed, self.scales, self.zeros, self.in_features, self.group_size)
         if self.input_order is None:
-            return weight.contiguous()
+            return weight
         result = torch.empty_like(weight)
-        result[:, self.input_order[: self.in_features].long()] = weight
+        result[:, self.input_order.long()] = weight
         return result
 
     def nbytes(self) -> int:
