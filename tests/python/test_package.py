@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 PROBE = """
@@ -148,6 +151,28 @@ def test_missing_driver_is_one_line(package_path, tmp_path):
     done = run_python("-m", "gptq", package_path=package_path, GPTQ_DRIVER=str(tmp_path / "gptq"))
     assert done.returncode == 1
     assert "the driver was not found" in last_line(done)
+
+
+def test_library_needs_no_particular_python(library_path):
+    """The wheel is tagged py3-none: nothing in it may depend on the Python of the build."""
+    described = subprocess.run(["readelf", "-dW", library_path], check=True, capture_output=True, text=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.+)\]", described)
+    assert "libc10.so" in needed, described
+    assert not [name for name in needed if "python" in name], described
+
+
+def test_build_isolation_is_refused(root, tmp_path):
+    """An isolated build environment has setuptools and no torch; another torch than the user's must not be taken."""
+    (tmp_path / "setuptools").symlink_to(Path(setuptools.__file__).parent)
+    (tmp_path / "_distutils_hack").symlink_to(Path(setuptools.__file__).parents[1] / "_distutils_hack")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-S", root / "setup.py", "--version"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        "found none: install torch, cmake and ninja there, then use `pip install --no-build-isolation .`" in done.stderr
+    )
+    assert "torch" not in (root / "pyproject.toml").read_text().partition("requires = ")[2].partition("\n")[0]
 
 
 def test_wheel_works_outside_the_checkout(root, library_path, driver_path, tmp_path):
