@@ -1,5 +1,6 @@
 """gptq.quantize: quantizes the layers of a PyTorch or transformers model in place."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -388,6 +389,11 @@ def quantize(
             replacements.take_back()
             raise
     replacements.restore_modes()
+    transformers = sys.modules.get("transformers")
+    if transformers is not None and isinstance(model, transformers.PreTrainedModel):
+        from .huggingface import make_saveable
+
+        make_saveable(model, sym=symmetric, mode=mode, act_order=act_order, damping=damping, target_alpha=target_alpha)
     report.bytes_after = model_bytes(model)
     report.seconds = time.perf_counter() - start
     return report
