@@ -89,6 +89,10 @@ int linear_w4_digits(at::ScalarType dtype, std::string_view compute) {
   return compute == "exact" && dtype == at::kFloat ? 3 : 2;
 }
 
+LinearW4Type linear_w4_type(at::ScalarType dtype) {
+  return dtype == at::kFloat ? LinearW4Type::kF32 : dtype == at::kHalf ? LinearW4Type::kF16 : LinearW4Type::kBf16;
+}
+
 std::vector<LinearW4Group> linear_w4_groups(int64_t k, int64_t group_size) {
   std::vector<LinearW4Group> groups;
   const int64_t width = group_size == -1 ? k : group_size;

@@ -21,6 +21,9 @@ void check_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed
 /// How many digits the activations have: 1 for "int8", 2 for "bf16" and for 16-bit inputs, 3 for f32.
 int linear_w4_digits(at::ScalarType dtype, std::string_view compute);
 
+/// What the kernels call an input's dtype, which check_linear_w4 has let through.
+LinearW4Type linear_w4_type(at::ScalarType dtype);
+
 /// The activation groups of a row of k columns, in order.
 std::vector<LinearW4Group> linear_w4_groups(int64_t k, int64_t group_size);
 

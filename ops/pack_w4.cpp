@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "linear_w4.h"
+#include "pack_w4_any.h"
 
 namespace gptq {
 namespace {
@@ -170,6 +171,25 @@ at::Tensor dequantize_cpu(const at::Tensor& packed, const at::Tensor& scales, co
 }
 
 template <class Codes>
+at::Tensor pack_on_device(const at::Tensor& codes) {
+  check_codes<Codes>(codes);
+  return pack_any(Codes::kBits, codes);
+}
+
+template <class Codes>
+at::Tensor unpack_on_device(const at::Tensor& packed, int64_t n, int64_t k) {
+  check_packed<Codes>(Codes::kUnpack, packed, n, k);
+  return unpack_any(Codes::kBits, packed, n, k);
+}
+
+template <class Codes>
+at::Tensor dequantize_on_device(const at::Tensor& packed, const at::Tensor& scales,
+                                const std::optional<at::Tensor>& zeros, int64_t k, int64_t group_size) {
+  const int64_t width = check_dequantize<Codes>(packed, scales, zeros, k, group_size);
+  return dequantize_any(Codes::kBits, packed, scales, zeros, k, width);
+}
+
+template <class Codes>
 at::Tensor pack_meta(const at::Tensor& codes) {
   check_codes<Codes>(codes);
   return at::empty_symint({ceil_div(codes.sym_size(0), kAtomRows), ceil_div(codes.sym_size(1), kAtomColumns),
@@ -235,6 +255,15 @@ TORCH_LIBRARY_IMPL(gptq, CPU, m) {
   m.impl("pack_w8", pack_cpu<Bytes>);
   m.impl("unpack_w8", unpack_cpu<Bytes>);
   m.impl("dequantize_w8", dequantize_cpu<Bytes>);
+}
+
+TORCH_LIBRARY_IMPL(gptq, CUDA, m) {
+  m.impl("pack_w4", pack_on_device<Nibbles>);
+  m.impl("unpack_w4", unpack_on_device<Nibbles>);
+  m.impl("dequantize_w4", dequantize_on_device<Nibbles>);
+  m.impl("pack_w8", pack_on_device<Bytes>);
+  m.impl("unpack_w8", unpack_on_device<Bytes>);
+  m.impl("dequantize_w8", dequantize_on_device<Bytes>);
 }
 
 TORCH_LIBRARY_IMPL(gptq, Meta, m) {

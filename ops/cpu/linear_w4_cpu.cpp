@@ -51,10 +51,6 @@ void check_columns(const int32_t* columns, int64_t k) {
                 columns[i], " at ", i);
 }
 
-LinearW4Type type_of(at::ScalarType dtype) {
-  return dtype == at::kFloat ? LinearW4Type::kF32 : dtype == at::kHalf ? LinearW4Type::kF16 : LinearW4Type::kBf16;
-}
-
 void run_row_block(const LinearW4Kernel& kernel, const LinearW4Problem& p) {
   const int64_t split_grain = std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, p.k));
   at::parallel_for(0, p.m, split_grain, [&](int64_t begin, int64_t end) { kernel.split(p, begin, end); });
@@ -138,7 +134,7 @@ at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, int bits, const at
   at::DimVector shape(input.sizes());
   shape.back() = p.n;
   const at::Tensor y = at::empty(shape, input.options());
-  p.type = type_of(input.scalar_type());
+  p.type = linear_w4_type(input.scalar_type());
   p.x = x.const_data_ptr();
   p.x_stride = x.stride(0);
   if (input_order) {

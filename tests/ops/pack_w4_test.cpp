@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "pack_w4_any.h"
 #include "tests/ops/expect_error.h"
 #include "tests/reference_w4.h"
 #include "tests/shapes.h"
@@ -101,6 +102,20 @@ TEST(DequantizeW4, EqualsTheReference) {
       EXPECT_EQ(w.scalar_type(), at::kFloat);
       EXPECT_TRUE(at::equal(w.to(at::kDouble), reference::dequantize_w4(weight))) << shape.n << " x " << shape.k;
     }
+}
+
+// What CUDA tensors are packed by runs on any device, this one too.
+TEST(PackW4Any, GivesWhatTheKernelsGive) {
+  for (const auto& shape : shapes::kAwkward)
+    for (const auto& [bits, with_zeros] : {std::pair{4, false}, {4, true}, {8, false}, {8, true}}) {
+      const auto weight = reference::random_w4_weight(shape.n, shape.k, shape.group_size, with_zeros, 4, bits);
+      EXPECT_TRUE(at::equal(pack_any(bits, weight.codes), weight.packed));
+      EXPECT_TRUE(at::equal(unpack_any(bits, weight.packed, shape.n, shape.k), weight.codes));
+      const int64_t width = shape.group_size == -1 ? shape.k : shape.group_size;
+      const at::Tensor w = dequantize_any(bits, weight.packed, weight.scales, weight.zeros, shape.k, width);
+      EXPECT_TRUE(at::equal(w.to(at::kDouble), reference::dequantize_w4(weight))) << shape.n << " x " << shape.k;
+    }
+  EXPECT_TRUE(at::equal(pack_any(4, random_codes(0, 5)), pack_w4(random_codes(0, 5))));
 }
 
 TEST(DequantizeW4, GroupSizeZeroMeansEvenGroups) {

@@ -54,3 +54,100 @@ def test_tensors_of_another_device_are_refused():
         gptq.quantize_weight(weight.cuda(), torch.eye(K))
     with pytest.raises(RuntimeError, match="input must be on the device of the weight, cuda:0, got cpu"):
         gptq.GPTQLayer(weight.cuda()).add_batch(inputs)
+
+
+def packed_weight(n, k, group_size, bits, zeros, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    groups = 1 if group_size == -1 else -(-k // group_size)
+    codes = torch.randint(0, 2**bits, (n, k), generator=generator, dtype=torch.uint8)
+    scales = (torch.randn(groups, n, generator=generator) * 0.02).half()
+    zeros = torch.randint(0, 2**bits, (groups, n), generator=generator, dtype=torch.uint8) if zeros else None
+    return getattr(torch.ops.gptq, f"pack_w{bits}")(codes), scales, zeros
+
+
+def to_device(tensors):
+    return [None if tensor is None else tensor.cuda() for tensor in tensors]
+
+
+# m, k, n, group size: what no tile divides, groups that begin inside atoms, and more than one span.
+SHAPES = [
+    (1, 1, 1, -1),
+    (3, 9, 17, 4),
+    (2, 100, 37, 5),
+    (7, 129, 65, 128),
+    (9, 131, 97, 13),
+    (17, 300, 129, -1),
+    (33, 1030, 200, 64),
+    (70, 2304, 67, 1000),
+    (257, 520, 40, 129),
+    (1, 4096, 4096, 128),
+]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_linear_gives_the_bits_of_the_cpu(shape, dtype, bits):
+    m, k, n, group_size = shape
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(m, k, generator=generator).to(dtype)
+    if m > 6:
+        x[1] *= 1e-30
+        x[2, 0] = float("nan")
+        x[3] = 0
+    bias, order = torch.randn(n, generator=generator), torch.randperm(k, generator=generator).int()
+    linear = getattr(torch.ops.gptq, f"linear_w{bits}")
+    for zeros, extra, compute in (
+        (True, (bias, order), "exact"),
+        (False, (None, None), "bf16"),
+        (True, (None, None), "int8"),
+    ):
+        weight = packed_weight(n, k, group_size, bits, zeros)
+        expected = linear(x, *weight, *extra, group_size, compute)
+        found = linear(x.cuda(), *to_device(weight), *to_device(extra), group_size, compute)
+        assert found.is_cuda and found.dtype == dtype
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_linear_reads_strides_and_offsets():
+    weight = packed_weight(65, 203, 50, 4, True)
+    wide = torch.randn(12, 220, generator=torch.Generator().manual_seed(2))
+    x = wide[::2, 5:208]
+    expected = torch.ops.gptq.linear_w4(x, *weight, None, None, 50)
+    shifted = torch.cat([weight[0].flatten()[:1], weight[0].flatten()]).cuda()[1:].view(weight[0].shape)
+    found = torch.ops.gptq.linear_w4(wide.cuda()[::2, 5:208], shifted, *to_device(weight[1:]), None, None, 50)
+    assert torch.equal(found.cpu(), expected)
+    assert torch.ops.gptq.linear_w4(x[:0].cuda(), *to_device(weight), None, None, 50).shape == (0, 65)
+
+
+def test_linear_runs_on_the_current_stream_and_in_a_graph():
+    weight = to_device(packed_weight(512, 1536, 128, 4, False))
+    x = torch.randn(4, 1536, device="cuda")
+    expected = torch.ops.gptq.linear_w4(x, *weight, None, None, 128)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.ops.gptq.linear_w4(x, *weight, None, None, 128)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = torch.ops.gptq.linear_w4(x, *weight, None, None, 128)
+    graph.replay()
+    assert torch.equal(found, expected)
+    x.mul_(2)
+    graph.replay()
+    assert torch.equal(found, 2 * expected)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_quantized_module_moves_to_the_device(bits):
+    generator = torch.Generator().manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(96, 40), torch.nn.ReLU(), torch.nn.Linear(40, 24))
+    x = torch.randn(10, 96, generator=generator)
+    gptq.quantize(model, [x], bits=bits, group_size=32, progress=False)
+    expected = model(x)
+    dequantized = model[0].dequantize()
+    model.to("cuda")
+    assert torch.equal(model(x.cuda()).cpu(), expected)
+    assert torch.equal(model[0].dequantize().cpu(), dequantized)
+    assert torch.equal(model[0].codes().cpu(), model.to("cpu")[0].codes())
