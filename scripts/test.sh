@@ -36,7 +36,7 @@ cmake --build build
 
 failed=()
 ctest --preset default -j "$jobs" || failed+=(ctest)
-python -m pytest || failed+=(pytest) # 5, "no tests collected", is a failure too
+python -m pytest -n "$jobs" --dist loadfile || failed+=(pytest) # 5, "no tests collected", is a failure too
 if $lint; then scripts/lint.sh || failed+=(lint); fi
 
 if ((${#failed[@]})); then
