@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <random>
 
+#include "model/safetensors.h"
+
 namespace gptq {
 
 namespace {
@@ -33,6 +35,15 @@ at::Tensor draw_windows(const std::vector<int64_t>& ids, int64_t samples, int64_
                 windows.data_ptr<int64_t>() + i * sequence_length);
   }
   return windows;
+}
+
+std::vector<at::Tensor> read_batches(const std::string& path) {
+  const auto file = SafetensorsFile::open(path);
+  TORCH_CHECK(!file.names().empty(), path, ": must hold at least one tensor, has none");
+  std::vector<at::Tensor> batches;
+  batches.reserve(file.names().size());
+  for (const std::string& name : file.names()) batches.push_back(file.tensor(name));
+  return batches;
 }
 
 }  // namespace gptq

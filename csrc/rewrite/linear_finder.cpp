@@ -4,9 +4,14 @@
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/passes/lower_tuples.h>
 
+#include <map>
 #include <set>
 #include <sstream>
 #include <string_view>
+#include <tuple>
+#include <utility>
+
+#include "rewrite/fused_layers.h"
 
 namespace gptq::rewrite {
 namespace {
@@ -66,12 +71,34 @@ std::string without_suffix(const std::string& path, std::string_view suffix) {
   return path.ends_with(suffix) ? path.substr(0, path.size() - suffix.size()) : path;
 }
 
-std::string layer_name(const Value* weight) {
-  if (const auto path = attribute_path(weight)) {
-    return without_suffix(*path, ".weight");
+/// Names linears so that each weight, the one way round or the other, has one name and no two have the same.
+class Namer {
+ public:
+  std::string name(const LinearNode& linear) {
+    const at::Tensor& weight = linear.weight;
+    const View view{weight.const_data_ptr(), weight.sizes().vec(), weight.strides().vec()};
+    std::string name = path(linear.weight_value, view);
+    const std::pair key{view, linear.conv1d};
+    while (owners_.emplace(name, key).first->second != key) {
+      name += "_transposed";
+    }
+    return name;
   }
-  return "constant_" + weight->debugName();
-}
+
+ private:
+  using View = std::tuple<const void*, std::vector<int64_t>, std::vector<int64_t>>;
+
+  /// Constants are numbered in the order of execution: their names in the graph change when it is copied.
+  std::string path(const Value* weight, const View& view) {
+    if (const auto attribute = attribute_path(weight)) {
+      return without_suffix(*attribute, ".weight");
+    }
+    return "constant_" + std::to_string(constants_.emplace(view, constants_.size()).first->second);
+  }
+
+  std::map<std::string, std::pair<View, bool>> owners_;
+  std::map<View, size_t> constants_;
+};
 
 /// Fills in what is known of a linear; `takes_nk` tells whether the node takes its weight as [N, K].
 std::optional<LinearNode> linear_with(Node* node, size_t input, size_t weight, std::optional<size_t> bias,
@@ -89,7 +116,6 @@ std::optional<LinearNode> linear_with(Node* node, size_t input, size_t weight, s
     return std::nullopt;
   }
   linear.conv1d = takes_nk == transposed;
-  linear.name = layer_name(linear.weight_value);
   return linear;
 }
 
@@ -124,6 +150,7 @@ std::shared_ptr<Graph> flatten_forward(const torch::jit::Module& module) {
               module.type()->repr_str());
   auto graph = method->graph()->copy();
   torch::jit::Inline(*graph);
+  decompose_fused_layers(graph);
   // A tuple that a block of layers returns would keep all its parts alive for as long as one of them is needed.
   torch::jit::LowerSimpleTuples(graph);
   return graph;
@@ -131,9 +158,11 @@ std::shared_ptr<Graph> flatten_forward(const torch::jit::Module& module) {
 
 std::vector<LinearNode> find_linears(Graph& graph, const torch::jit::Module& module) {
   std::vector<LinearNode> found;
+  Namer namer;
   std::set<const void*> embeddings;
   for_each_node(graph.block(), [&](Node* node) {
     if (auto linear = match(node, module)) {
+      linear->name = namer.name(*linear);
       found.push_back(std::move(*linear));
     } else if (node->kind() == c10::aten::embedding) {
       const at::Tensor weight = fixed_tensor(node->input(0), module);

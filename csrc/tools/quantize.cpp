@@ -5,6 +5,7 @@
 
 #include "model/calibration.h"
 #include "model/gptq_format.h"
+#include "model/output_error.h"
 #include "model/safetensors.h"
 #include "tools/commands.h"
 #include "tools/model_input.h"
@@ -62,6 +63,19 @@ std::map<std::string, QuantizedTensors> replaced_tensors(const QuantizedModule& 
   return replaced;
 }
 
+/// Whether a file is read as tensors, each a batch of inputs, and not as text.
+bool holds_batches(const std::string& path) {
+  return path.ends_with(".safetensors");
+}
+
+/// What the models are scored on: a text's tokens or batches of inputs; neither: they are not.
+struct Scored {
+  std::vector<int64_t> ids;
+  std::vector<at::Tensor> batches;
+
+  bool empty() const { return ids.empty() && batches.empty(); }
+};
+
 struct QuantizeCommand {
   ModelInput input;
   WindowInput windows;
@@ -78,34 +92,56 @@ struct QuantizeCommand {
   void run();
 
  private:
-  std::vector<std::vector<c10::IValue>> calibration_inputs(const LoadedModel& model, const Tokenizer& tokenizer) const;
-  void score(const LoadedModel& model, const torch::jit::Module& quantized, const std::vector<int64_t>& ids,
+  bool uses_calibration() const { return flags.options.quantize.mode != "rtn"; }
+  bool reads_text() const;
+  std::vector<std::vector<c10::IValue>> calibration_inputs(const LoadedModel& model,
+                                                           const std::optional<Tokenizer>& tokenizer) const;
+  Scored read_eval(const LoadedModel& model, const std::optional<Tokenizer>& tokenizer) const;
+  void score(const LoadedModel& model, const torch::jit::Module& quantized, const Scored& scored,
              QuantizeSummary& summary) const;
   void check_format(const LoadedModel& model, const std::vector<LinearInfo>& linears) const;
   Json settings() const;
   void save(const LoadedModel& model, const QuantizedModule& quantized) const;
 };
 
-std::vector<std::vector<c10::IValue>> QuantizeCommand::calibration_inputs(const LoadedModel& model,
-                                                                          const Tokenizer& tokenizer) const {
-  if (flags.options.quantize.mode == "rtn") {
-    return {};
+bool QuantizeCommand::reads_text() const {
+  const auto is_text = [](const std::string& path) { return !path.empty() && !holds_batches(path); };
+  return (uses_calibration() && is_text(calibration)) || is_text(eval);
+}
+
+std::vector<std::vector<c10::IValue>> QuantizeCommand::calibration_inputs(
+    const LoadedModel& model, const std::optional<Tokenizer>& tokenizer) const {
+  std::vector<std::vector<c10::IValue>> inputs;
+  if (!uses_calibration()) {
+    return inputs;
   }
-  TORCH_CHECK(!calibration.empty(), "--calibration: must name a text file in mode ", flags.options.quantize.mode);
+  TORCH_CHECK(!calibration.empty(), "--calibration: must name a file in mode ", flags.options.quantize.mode);
+  if (holds_batches(calibration)) {
+    for (const at::Tensor& batch : read_batches(calibration)) {
+      inputs.push_back({batch});
+    }
+    return inputs;
+  }
   const int64_t context = model.context_length.value_or(kDefaultSequenceLength);
   const int64_t length = sequence_length > 0 ? sequence_length : std::min(kDefaultSequenceLength, context);
   TORCH_CHECK(!model.context_length || length <= context, "--sequence-length: must be at most ", context,
               ", the model's context, got ", length);
-  const at::Tensor drawn = draw_windows(read_tokens(calibration, tokenizer, "calibration"), samples, length, seed);
-  std::vector<std::vector<c10::IValue>> inputs;
+  const at::Tensor drawn = draw_windows(read_tokens(calibration, *tokenizer, "calibration"), samples, length, seed);
   for (const at::Tensor& batch : drawn.split(std::max<int64_t>(1, kTokensPerCall / length))) {
     inputs.push_back({batch});
   }
   return inputs;
 }
 
-void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& quantized,
-                            const std::vector<int64_t>& ids, QuantizeSummary& summary) const {
+Scored QuantizeCommand::read_eval(const LoadedModel& model, const std::optional<Tokenizer>& tokenizer) const {
+  if (eval.empty()) {
+    return {};
+  }
+  return holds_batches(eval) ? Scored{{}, read_batches(eval)} : Scored{windows.read(eval, model, *tokenizer), {}};
+}
+
+void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& quantized, const Scored& scored,
+                            QuantizeSummary& summary) const {
   const auto start = Clock::now();
   QuantizeModuleOptions rounding = flags.options;
   rounding.quantize_layer = [&](const std::string& name) {
@@ -119,9 +155,14 @@ void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& 
   rounding.progress = {};
   const torch::jit::Module rounded = quantize_module(model.module, {}, rounding).module;
   Progress progress("scoring");
-  summary.windows = windows.resolve(model);
-  summary.evaluations = evaluate({model.module, rounded, quantized}, ids, *summary.windows,
-                                 [&](int64_t done, int64_t total) { progress.update(done, total, "windows"); });
+  const char* unit = scored.batches.empty() ? "windows" : "batches";
+  const EvaluationProgress update = [&](int64_t done, int64_t total) { progress.update(done, total, unit); };
+  if (scored.batches.empty()) {
+    summary.windows = windows.resolve(model);
+    summary.evaluations = evaluate({model.module, rounded, quantized}, scored.ids, *summary.windows, update);
+  } else {
+    summary.output_errors = output_errors(model.module, {rounded, quantized}, scored.batches, update);
+  }
   summary.seconds_evaluate = seconds_since(start);
 }
 
@@ -195,9 +236,9 @@ void QuantizeCommand::run() {
   }
   check_format(model, linears);
   JsonOutput report(json);
-  const Tokenizer tokenizer = input.load_tokenizer();
+  const auto tokenizer = reads_text() ? std::optional(input.load_tokenizer()) : std::nullopt;
   const auto inputs = calibration_inputs(model, tokenizer);
-  const std::vector<int64_t> eval_ids = eval.empty() ? std::vector<int64_t>() : windows.read(eval, model, tokenizer);
+  const Scored scored = read_eval(model, tokenizer);
 
   QuantizeSummary summary;
   const auto quantize_start = Clock::now();
@@ -213,8 +254,8 @@ void QuantizeCommand::run() {
   }
   TORCH_CHECK(!quantized.layers.empty(), input.model, ": has no float linear to quantize");
   summary.seconds_quantize = seconds_since(quantize_start);
-  if (!eval.empty()) {
-    score(model, quantized.module, eval_ids, summary);
+  if (!scored.empty()) {
+    score(model, quantized.module, scored, summary);
   }
   save(model, quantized);
   const int64_t bytes_per_float = stored_element_size(model);
@@ -241,7 +282,9 @@ void add_quantize_command(CLI::App& app) {
          "libgptq, or gptq: the checkpoint format of GPTQModel, AutoGPTQ and transformers, which keeps lm_head")
       ->capture_default_str()
       ->check(CLI::IsMember({"libgptq", "gptq"}));
-  sub->add_option("--calibration", command->calibration, "Text to gather the Hessians on");
+  sub->add_option("--calibration", command->calibration,
+                  "Text to gather the Hessians on, or FILE.safetensors: each tensor in it a batch that the model is "
+                  "called with");
   sub->add_option("--samples", command->samples, "Calibration windows, drawn from the whole text")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -250,7 +293,8 @@ void add_quantize_command(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   sub->add_option("--seed", command->seed, "Seed of the draw")->capture_default_str();
   command->flags.add_to(*sub);
-  sub->add_option("--eval", command->eval, "Text to score before and after");
+  sub->add_option("--eval", command->eval,
+                  "Text to score before and after, or FILE.safetensors to compare the outputs on");
   command->windows.add_to(*sub);
   sub->add_option("--json", command->json, "File to write the report to");
   sub->callback([command] { command->run(); });

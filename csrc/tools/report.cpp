@@ -58,6 +58,9 @@ Json to_json(const QuantizeSummary& summary) {
     json["window"] = summary.windows->window;
     json["stride"] = summary.windows->effective_stride();
   }
+  if (!summary.output_errors.empty()) {
+    json["output_error"] = {{"rtn", summary.output_errors[0]}, {"quantized", summary.output_errors[1]}};
+  }
   json["seconds"] = {
       {"quantize", summary.seconds_quantize}, {"evaluate", summary.seconds_evaluate}, {"total", summary.seconds_total}};
   json["bytes"] = {{"linears_before", summary.linear_bytes_before}, {"linears_after", summary.linear_bytes_after}};
@@ -87,6 +90,11 @@ void print_evaluations(const std::vector<std::string>& names, const std::vector<
 void print_summary(const QuantizeSummary& summary) {
   if (summary.windows) {
     print_evaluations({"float", "round to nearest", "GPTQ"}, summary.evaluations, *summary.windows);
+  }
+  if (!summary.output_errors.empty()) {
+    std::printf("%-18s %23s\n", "model", "relative output error");
+    std::printf("%-18s %23.6f\n%-18s %23.6f\n", "round to nearest", summary.output_errors[0], "GPTQ",
+                summary.output_errors[1]);
   }
   const double before = static_cast<double>(summary.linear_bytes_before);
   const double after = static_cast<double>(summary.linear_bytes_after);

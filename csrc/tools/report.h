@@ -29,6 +29,7 @@ struct QuantizeSummary {
   std::vector<QuantizedLinear> layers;
   std::optional<EvaluationOptions> windows;  ///< set if a text was scored
   std::vector<Evaluation> evaluations;       ///< float, round to nearest, quantized
+  std::vector<double> output_errors;         ///< of rounding to nearest and quantized, if batches were scored
   int64_t linear_bytes_before = 0;           ///< in the checkpoint's own dtype
   int64_t linear_bytes_after = 0;
   double seconds_quantize = 0;

@@ -36,6 +36,18 @@ TEST(Calibration, EveryStartIsDrawn) {
   EXPECT_TRUE(at::equal(draw_windows(count_up(4), 2, 4, 0), at::arange(4).expand({2, 4})));
 }
 
+TEST(Calibration, BatchesAreTheTensorsOfAFileByName) {
+  const testing::TempFolder folder;
+  const std::string path = folder.path("inputs.safetensors");
+  save_safetensors(path, {{"b", at::full({2, 3}, 2)}, {"a", at::full({4}, 1, at::kLong)}});
+  const std::vector<at::Tensor> batches = read_batches(path);
+  ASSERT_EQ(batches.size(), 2u);
+  EXPECT_TRUE(at::equal(batches[0], at::full({4}, 1, at::kLong)));
+  EXPECT_TRUE(at::equal(batches[1], at::full({2, 3}, 2)));
+  save_safetensors(path, {});
+  EXPECT_ERROR(read_batches(path), "inputs.safetensors: must hold at least one tensor, has none");
+}
+
 TEST(Calibration, Errors) {
   EXPECT_ERROR(draw_windows(count_up(16), 1, 17, 0), "at least one window of 17 tokens, has 16");
   EXPECT_ERROR(draw_windows({}, 1, 1, 0), "has 0");

@@ -187,6 +187,24 @@ TEST(QuantizeModule, QuantizesALayerThatIsCalledTwiceOnceOnAllItsInputs) {
   EXPECT_EQ(run(quantized.module, x).sizes(), x.sizes());
 }
 
+// A square weight, so that nothing but the result would show it if one were taken for the other.
+TEST(QuantizeModule, AWeightUsedBothWaysRoundIsTwoLayers) {
+  torch::jit::Module model("Tied");
+  model.register_parameter("w", random_tensor({16, 16}, 1, 0.3), false);
+  model.define("def forward(self, x: Tensor) -> Tensor:\n    return torch.relu(x.matmul(self.w.t())).matmul(self.w)\n");
+  model.eval();
+  for (torch::jit::Module each : {model, torch::jit::freeze(model)}) {
+    QuantizeModuleOptions options = options_with_group(8);
+    options.quantize.bits = 8;
+    QuantizedModule quantized = quantize_module(each, calibration_inputs(3, {20, 16}, 33), options);
+    ASSERT_EQ(quantized.layers.size(), 2u);
+    EXPECT_NE(quantized.layers[1].name, quantized.layers[0].name);
+    const at::Tensor x = random_tensor({30, 16}, 4), expected = run(each, x);
+    const at::Tensor error = run(quantized.module, x) - expected;
+    EXPECT_LT(at::linalg_vector_norm(error).item<float>(), 0.02 * at::linalg_vector_norm(expected).item<float>());
+  }
+}
+
 TEST(QuantizeModule, ReachesLinearsInsideLoopsAndBranches) {
   torch::jit::Module model = compose({{"fc", linear(6, 6, 1)}, {"gate", linear(6, 6, 9)}},
                                      "def forward(self, x: Tensor) -> Tensor:\n"
