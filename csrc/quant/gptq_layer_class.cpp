@@ -57,6 +57,19 @@ LayerPtr set_state(const State& state) {
   return layer;
 }
 
+/// Adds a batch in the middle of a graph; token_weights may have any shape with one element for each vector.
+void observe(const at::Tensor& input, const LayerPtr& layer, const std::optional<at::Tensor>& token_weights,
+             bool drop_nonfinite) {
+  at::Tensor weights;
+  if (token_weights) {
+    TORCH_CHECK(input.dim() > 0 && token_weights->numel() * input.size(-1) == input.numel(),
+                "observe: token_weights must have one element for each vector of the input ", input.sizes(), ", got ",
+                token_weights->sizes());
+    weights = token_weights->reshape(input.sizes().slice(0, input.dim() - 1));
+  }
+  layer->add_batch(input, {}, weights, drop_nonfinite);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(gptq, m) {
@@ -82,8 +95,10 @@ TORCH_LIBRARY_FRAGMENT(gptq, m) {
       .def_pickle([](const LayerPtr& self) { return get_state(self); },
                   [](const State& state) { return set_state(state); });
   // Not beside the other schemas in library.cpp: this one names the class, which must be registered before it.
-  m.def("observe(Tensor input, __torch__.torch.classes.gptq.GPTQLayer layer) -> ()",
-        [](const at::Tensor& input, const LayerPtr& layer) { layer->add_batch(input); });
+  m.def(
+      "observe(Tensor input, __torch__.torch.classes.gptq.GPTQLayer layer, Tensor? token_weights=None, "
+      "bool drop_nonfinite=False) -> ()",
+      observe);
 }
 
 }  // namespace gptq

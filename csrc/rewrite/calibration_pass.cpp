@@ -267,22 +267,24 @@ void CalibrationPass::observe(const Stage& stage, size_t batch, const at::Tensor
 /// Runs the loop or branch that a linear stands in with an observer before the linear, on copies of the live values.
 void CalibrationPass::probe(const Stage& stage) {
   const Use& use = quantized_.uses[stage.linears.front()];
-  TORCH_CHECK(options_.token_weights.empty() && !options_.drop_nonfinite, "quantize_module: ", use.linear.name,
-              " stands inside a loop or a branch, where token_weights and drop_nonfinite cannot be used");
   Node* outer = top_level(use.linear.node);
   GraphSlice slice(*quantized_.graph, outer, outer->next(), {});
   Node* copy = slice.clone_of(use.linear.node);
   Graph& graph = slice.graph();
   const torch::jit::WithInsertPoint before(copy);
-  graph.insertNode(graph.create(c10::Symbol::fromQualString("gptq::observe"),
-                                {copy->input(use.linear.input_index), slice.add_input(layers_[use.layer].observer)},
-                                0));
-  for (const LiveValues& live : quantized_.live) {
+  const c10::IValue observer(layers_[use.layer].observer);
+  Value* layer = slice.add_input(observer.type());
+  Value* weights = slice.add_input(c10::OptionalType::ofTensor());
+  graph.insertNode(graph.create(
+      c10::Symbol::fromQualString("gptq::observe"),
+      {copy->input(use.linear.input_index), layer, weights, graph.insertConstant(options_.drop_nonfinite)}, 0));
+  for (const size_t i : c10::irange(quantized_.live.size())) {
     LiveValues copies;
-    for (const auto& [value, held] : live) {
+    for (const auto& [value, held] : quantized_.live[i]) {
       copies.emplace(value, held.deepcopy());
     }
-    slice.run(module_, copies);
+    slice.run(module_, copies,
+              {observer, options_.token_weights.empty() ? c10::IValue() : c10::IValue(options_.token_weights[i])});
   }
 }
 

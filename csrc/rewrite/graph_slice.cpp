@@ -113,25 +113,22 @@ void GraphSlice::pair_nested(Node* original, Node* clone) {
   }
 }
 
-Value* GraphSlice::add_input(c10::IValue held) {
-  Value* input = slice_->addInput();
-  input->setType(held.type());
-  held_inputs_.push_back(std::move(held));
-  return input;
+Value* GraphSlice::add_input(const c10::TypePtr& type) {
+  return slice_->addInput()->setType(type);
 }
 
-void GraphSlice::run(const torch::jit::Module& module, LiveValues& live) {
+void GraphSlice::run(const torch::jit::Module& module, LiveValues& live, const std::vector<c10::IValue>& added) {
   const at::NoGradGuard no_grad;
   if (!code_) {
     code_ = std::make_unique<torch::jit::Code>(slice_, "gptq_slice");
   }
   torch::jit::Stack stack;
-  stack.reserve(inputs_.size() + 1);
+  stack.reserve(1 + inputs_.size() + added.size());
   stack.emplace_back(module._ivalue());
   for (const Value* input : inputs_) {
     stack.push_back(live.at(input));
   }
-  stack.insert(stack.end(), held_inputs_.begin(), held_inputs_.end());
+  stack.insert(stack.end(), added.begin(), added.end());
   live.clear();
   torch::jit::InterpreterState(*code_).run(stack);
   for (size_t i = 0; i < outputs_.size(); ++i) {

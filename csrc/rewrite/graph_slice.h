@@ -28,11 +28,11 @@ class GraphSlice {
   torch::jit::Graph& graph() { return *slice_; }
   torch::jit::Node* clone_of(const torch::jit::Node* node) const { return clones_.at(node); }
 
-  /// Adds an input that is the same in every run.
-  torch::jit::Value* add_input(c10::IValue held);
+  /// Adds an input that every run is given, see `added`.
+  torch::jit::Value* add_input(const c10::TypePtr& type);
 
-  /// Replaces the values alive before the stretch by those alive after it.
-  void run(const torch::jit::Module& module, LiveValues& live);
+  /// Replaces the values alive before the stretch by those alive after it. `added` has a value for each added input.
+  void run(const torch::jit::Module& module, LiveValues& live, const std::vector<c10::IValue>& added = {});
 
  private:
   void clone_node(torch::jit::Node* node);
@@ -45,7 +45,6 @@ class GraphSlice {
   std::unordered_map<const torch::jit::Node*, torch::jit::Node*> clones_;
   std::vector<const torch::jit::Value*> inputs_;
   std::vector<const torch::jit::Value*> outputs_;
-  std::vector<c10::IValue> held_inputs_;
   std::unique_ptr<torch::jit::Code> code_;
 };
 

@@ -71,18 +71,20 @@ std::string without_suffix(const std::string& path, std::string_view suffix) {
   return path.ends_with(suffix) ? path.substr(0, path.size() - suffix.size()) : path;
 }
 
-/// Names linears so that each weight, the one way round or the other, has one name and no two have the same.
+/// Names linears so that each weight, the one way round or the other, has one name: the first that it is read by.
 class Namer {
  public:
   std::string name(const LinearNode& linear) {
     const at::Tensor& weight = linear.weight;
     const View view{weight.const_data_ptr(), weight.sizes().vec(), weight.strides().vec()};
-    std::string name = path(linear.weight_value, view);
-    const std::pair key{view, linear.conv1d};
-    while (owners_.emplace(name, key).first->second != key) {
-      name += "_transposed";
+    const auto [known, is_new] = names_.try_emplace({view, linear.conv1d});
+    if (is_new) {
+      known->second = path(linear.weight_value, view);
+      while (!taken_.insert(known->second).second) {
+        known->second += "_transposed";
+      }
     }
-    return name;
+    return known->second;
   }
 
  private:
@@ -96,7 +98,8 @@ class Namer {
     return "constant_" + std::to_string(constants_.emplace(view, constants_.size()).first->second);
   }
 
-  std::map<std::string, std::pair<View, bool>> owners_;
+  std::map<std::pair<View, bool>, std::string> names_;
+  std::set<std::string> taken_;
   std::map<View, size_t> constants_;
 };
 

@@ -18,10 +18,9 @@ struct LinearNode {
   size_t weight_index = 0;                    ///< which is the weight, as stored or transposed
   std::optional<size_t> bias_index;           ///< which is the bias, none or [N], where the node takes one
   torch::jit::Value* weight_value = nullptr;  ///< the value that holds the weight as stored
-  std::string name;   ///< the weight's attribute path without ".weight", as "transformer.h.0.mlp.c_fc";
-                      ///< "constant_0" in a frozen module; with "_transposed" for the second way round
-  at::Tensor weight;  ///< [N, K], or [K, N] if conv1d
-  at::Tensor bias;    ///< [N]; undefined: none
+  std::string name;                           ///< see LinearInfo, as "transformer.h.0.mlp.c_fc"
+  at::Tensor weight;                          ///< [N, K], or [K, N] if conv1d
+  at::Tensor bias;                            ///< [N]; undefined: none
   bool conv1d = false;
   bool embedding = false;  ///< the weight is also looked up by an aten::embedding
 

@@ -1,5 +1,6 @@
 #include "tools/report.h"
 
+#include <algorithm>
 #include <cstdio>
 
 namespace gptq::tools {
@@ -100,6 +101,11 @@ void print_summary(const QuantizeSummary& summary) {
   const double after = static_cast<double>(summary.linear_bytes_after);
   std::printf("%zu linears: %.2f MB before, %.2f MB after (%.2fx smaller)\n", summary.layers.size(), before / kMegabyte,
               after / kMegabyte, after > 0 ? before / after : 0.0);
+  const auto rounded = std::count_if(summary.layers.begin(), summary.layers.end(),
+                                     [](const QuantizedLinear& layer) { return layer.report.too_few_samples; });
+  if (rounded > 0) {
+    std::printf("%td of them rounded to nearest: too few calibration inputs came by\n", rounded);
+  }
   std::printf("%.1f s: quantizing %.1f s, scoring %.1f s\n", summary.seconds_total, summary.seconds_quantize,
               summary.seconds_evaluate);
 }

@@ -12,7 +12,10 @@ namespace gptq {
 
 /// A linear computation found in a module.
 struct LinearInfo {
-  std::string name;  ///< attribute path of the weight without its last part, ".weight" or ".packed"
+  /// Attribute path of the weight without its last part, ".weight" or ".packed"; the first, where several modules share
+  /// it. "constant_0" and so on where weights are constants, as in a frozen module; with "_transposed" behind it for a
+  /// weight that is used the other way round before.
+  std::string name;
   int64_t out_features = 0;
   int64_t in_features = 0;
   bool conv1d = false;     ///< weight stored as [K, N], as GPT-2's Conv1D does
@@ -61,7 +64,8 @@ struct QuantizedModule {
 };
 
 /// The linears of module.forward in the order of execution, found by what they compute: aten::linear, or aten::addmm,
-/// mm and matmul with a two-dimensional weight of the module.
+/// mm and matmul with a two-dimensional weight of the module; also those inside the fused operators that
+/// torch.nn.TransformerEncoderLayer and MultiheadAttention run in eval mode.
 std::vector<LinearInfo> find_linears(const torch::jit::Module& module);
 
 /// A gptq::linear_w4 or linear_w8 computation found in a module.

@@ -146,6 +146,7 @@ def test_few_samples_fall_back_to_rounding_and_say_so(gptq, demo_model, text, tm
         *["--min-samples", "100000", "--json", tmp_path / "report.json"],
     )
     assert result.returncode == 0, result.stderr
+    assert "25 of them rounded to nearest: too few calibration inputs came by" in result.stdout
     for layer in json.loads((tmp_path / "report.json").read_text())["layers"]:
         assert layer["too_few_samples"]
         assert layer["loss"] == layer["rtn_loss"]

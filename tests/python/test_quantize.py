@@ -49,6 +49,7 @@ def test_hook_flow_on_a_linear():
     assert zeros.dtype == torch.uint8 and zeros.shape == (4, 256)
     assert report["loss"] < report["rtn_loss"]
 
+    assert torch.equal(gathered.quantize(bits=4)[0], gathered.quantize(bits=4, group_size=128)[0])
     again = gathered.quantize(bits=4, group_size=32, write_back=True)
     assert torch.equal(again[0], codes)
     assert torch.equal(layer.weight, dequantize(codes, scales, zeros, 32))

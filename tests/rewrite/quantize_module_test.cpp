@@ -344,6 +344,34 @@ TEST(QuantizeModule, PaddingIsNotCounted) {
   EXPECT_THROW(quantize_module(model, {{input}}, options), c10::Error);
 }
 
+// A branch that is always taken: what is gathered in it is what would be gathered outside.
+TEST(QuantizeModule, PaddingIsNotCountedInsideABranchEither) {
+  const std::vector<std::pair<std::string, torch::jit::Module>> parts = {{"fc", linear(24, 16, 1)}};
+  torch::jit::Module plain = compose(parts, "def forward(self, x: Tensor) -> Tensor:\n    return self.fc.forward(x)\n");
+  torch::jit::Module branching = compose(parts,
+                                         "def forward(self, x: Tensor) -> Tensor:\n"
+                                         "    if x.size(0) > 0:\n"
+                                         "        x = self.fc.forward(x)\n"
+                                         "    return x\n");
+  QuantizeModuleOptions options = options_with_group(8);
+  options.drop_nonfinite = true;
+  std::vector<std::vector<c10::IValue>> calibration;
+  for (const uint64_t seed : {300, 301}) {
+    at::Tensor input = random_tensor({2, 15, 16}, seed);
+    input[0][1][2] = std::nan("");
+    calibration.push_back({input});
+    options.token_weights.push_back(at::arange(30).remainder(seed - 295).lt(3));
+  }
+  const QuantizedLinear expected = quantize_module(plain, calibration, options).layers.at(0);
+  const QuantizedLinear quantized = quantize_module(branching, calibration, options).layers.at(0);
+  EXPECT_EQ(quantized.nsamples, expected.nsamples);
+  EXPECT_LT(quantized.nsamples, 40);
+  EXPECT_EQ(quantized.dropped, 2);
+  EXPECT_TRUE(at::equal(quantized.packed, expected.packed));
+  options.token_weights[1] = at::ones({29});
+  EXPECT_THROW(quantize_module(branching, calibration, options), std::exception);
+}
+
 TEST(QuantizeModule, DropsVectorsThatAreNotFiniteWhereAsked) {
   at::Tensor input = random_tensor({20, 16}, 301);
   input[4][3] = std::nan("");
