@@ -10,6 +10,8 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <utility>
 
 #include "rewrite/graph_slice.h"
@@ -88,7 +90,11 @@ void at_layer(const Layer& layer, const Step& step) {
   try {
     step();
   } catch (const c10::Error& error) {
-    TORCH_CHECK(false, layer.name, ": ", error.what_without_backtrace());
+    // Inside a loop or a branch the interpreter puts its traceback in front of what the operator threw.
+    constexpr std::string_view kBefore = "RuntimeError: ";
+    const std::string text = error.what_without_backtrace();
+    const size_t start = text.rfind(kBefore);
+    TORCH_CHECK(false, layer.name, ": ", start == std::string::npos ? text : text.substr(start + kBefore.size()));
   }
 }
 
@@ -283,8 +289,8 @@ void CalibrationPass::probe(const Stage& stage) {
     for (const auto& [value, held] : quantized_.live[i]) {
       copies.emplace(value, held.deepcopy());
     }
-    slice.run(module_, copies,
-              {observer, options_.token_weights.empty() ? c10::IValue() : c10::IValue(options_.token_weights[i])});
+    const auto counted = options_.token_weights.empty() ? c10::IValue() : c10::IValue(options_.token_weights[i]);
+    at_layer(layers_[use.layer], [&] { slice.run(module_, copies, {observer, counted}); });
   }
 }
 
