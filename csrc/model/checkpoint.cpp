@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "model/aoti_package.h"
 #include "model/atomic_output.h"
 #include "model/gpt2.h"
 #include "model/safetensors.h"
@@ -32,13 +33,24 @@ LoadedModel load_folder(const std::string& path) {
   return result;
 }
 
+void check_is_archive(const std::string& path) {
+  const auto file = MappedFile::open(path);
+  const std::string_view start(reinterpret_cast<const char*>(file->data()), std::min<uint64_t>(file->size(), 4));
+  TORCH_CHECK(start == std::string_view("PK\3\4", 4), path,
+              ": offset 0: must be a Hugging Face folder, a TorchScript file or an AOTInductor package, is none");
+}
+
+LoadedModel load_package(const std::string& path) {
+  AotiPackage package = load_aoti_package(path);
+  LoadedModel result;
+  result.kind = ModelKind::kAotInductor;
+  result.source = path;
+  result.context_length = package.context_length;
+  result.module = std::move(package.module);
+  return result;
+}
+
 LoadedModel load_torchscript(const std::string& path) {
-  {
-    const auto file = MappedFile::open(path);
-    const std::string_view start(reinterpret_cast<const char*>(file->data()), std::min<uint64_t>(file->size(), 4));
-    TORCH_CHECK(start == std::string_view("PK\3\4", 4), path,
-                ": offset 0: must be a Hugging Face folder or a TorchScript file, is neither");
-  }
   LoadedModel result;
   result.kind = ModelKind::kTorchScript;
   result.source = path;
@@ -56,11 +68,25 @@ LoadedModel load_torchscript(const std::string& path) {
 
 }  // namespace
 
+const char* to_string(ModelKind kind) {
+  switch (kind) {
+    case ModelKind::kHuggingFace:
+      return "Hugging Face folder";
+    case ModelKind::kTorchScript:
+      return "TorchScript file";
+    case ModelKind::kAotInductor:
+      return "AOTInductor package";
+  }
+  return "model";
+}
+
 LoadedModel load_model(const std::string& path) {
   std::error_code error;
   const auto status = fs::status(path, error);
   TORCH_CHECK(fs::exists(status), path, ": no such model folder or file");
-  return fs::is_directory(status) ? load_folder(path) : load_torchscript(path);
+  if (fs::is_directory(status)) return load_folder(path);
+  check_is_archive(path);
+  return is_pt2_archive(path) ? load_package(path) : load_torchscript(path);
 }
 
 void save_torchscript(const torch::jit::Module& module, const std::string& path) {

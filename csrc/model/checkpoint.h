@@ -13,7 +13,10 @@
 
 namespace gptq {
 
-enum class ModelKind { kHuggingFace, kTorchScript };
+enum class ModelKind { kHuggingFace, kTorchScript, kAotInductor };
+
+/// "Hugging Face folder" for one.
+const char* to_string(ModelKind kind);
 
 struct LoadedModel {
   torch::jit::Module module;
@@ -23,8 +26,8 @@ struct LoadedModel {
   std::optional<int64_t> context_length;  ///< most tokens a call can take, where that is known
 };
 
-/// Loads a Hugging Face GPT-2 folder (float, or quantized by libgptq, GPTQModel or AutoGPTQ) or a TorchScript file, in
-/// evaluation mode, on the CPU.
+/// Loads a Hugging Face GPT-2 folder (float, or quantized by libgptq, GPTQModel or AutoGPTQ), a TorchScript file or an
+/// AOTInductor package, whose code then runs, in evaluation mode, on the CPU.
 /// @throws c10::Error in one line, naming the file and the reason
 LoadedModel load_model(const std::string& path);
 

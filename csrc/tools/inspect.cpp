@@ -4,6 +4,7 @@
 #include <memory>
 #include <set>
 
+#include "model/aoti_package.h"
 #include "tools/commands.h"
 #include "tools/model_input.h"
 #include "tools/report.h"
@@ -16,6 +17,9 @@ struct InspectCommand {
   std::string json;
 
   void run() const;
+
+ private:
+  void list_metadata() const;
 };
 
 /// Tensors that several names share count once.
@@ -36,13 +40,29 @@ int64_t bytes_in_memory(const torch::jit::Module& module) {
   return bytes;
 }
 
+/// Of a package, without running its code. Its linears are not to be told from the rest.
+void InspectCommand::list_metadata() const {
+  JsonOutput output(json);
+  const AotiMetadata metadata = read_aoti_metadata(input.model);
+  const char* kind = to_string(ModelKind::kAotInductor);
+  std::printf("%s: %s\n", input.model.c_str(), kind);
+  for (const auto& [name, value] : metadata) {
+    std::printf("%-24s %s\n", name.c_str(), value.c_str());
+  }
+  output.write({{"kind", kind}, {"metadata", metadata}});
+}
+
 void InspectCommand::run() const {
+  if (is_pt2_archive(input.model)) {
+    list_metadata();
+    return;
+  }
   const LoadedModel model = input.load();
   JsonOutput output(json);
   const std::vector<LinearInfo> float_linears = find_linears(model.module);
   const std::vector<PackedLinearInfo> packed_linears = find_packed_linears(model.module);
   Json report;
-  report["kind"] = model.kind == ModelKind::kHuggingFace ? "Hugging Face folder" : "TorchScript file";
+  report["kind"] = to_string(model.kind);
   if (model.context_length) {
     report["context_length"] = *model.context_length;
   }

@@ -10,7 +10,7 @@
 namespace gptq::tools {
 
 void ModelInput::add_to(CLI::App& command) {
-  command.add_option("MODEL", model, "Hugging Face folder (float or quantized) or TorchScript file")->required();
+  command.add_option("MODEL", model, "Hugging Face folder (float or quantized), TorchScript file or AOTInductor package")->required();
   command.add_option("--tokenizer", tokenizer, "Folder with tokenizer.json or vocab.json and merges.txt")
       ->default_str("the model's folder");
   command.add_option("--threads", threads, "Threads to compute with")
@@ -30,7 +30,7 @@ Tokenizer ModelInput::load_tokenizer() const {
     return Tokenizer::load(tokenizer);
   }
   TORCH_CHECK(std::filesystem::is_directory(model), "--tokenizer: must name a folder with tokenizer files, since ",
-              model, " is a TorchScript file");
+              model, " is no folder");
   return Tokenizer::load(model);
 }
 

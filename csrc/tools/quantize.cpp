@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "model/aoti_package.h"
 #include "model/calibration.h"
 #include "model/gptq_format.h"
 #include "model/output_error.h"
@@ -228,6 +229,8 @@ void QuantizeCommand::run() {
   if (format == "gptq") {
     flags.keep_head();
   }
+  TORCH_CHECK(!is_pt2_archive(input.model), input.model,
+              ": must not be compiled or exported; quantize the model it was made from, then export that");
   const LoadedModel model = input.load();
   const std::vector<LinearInfo> linears = find_linears(model.module);
   flags.resolve(linears);

@@ -44,9 +44,9 @@ TEST(Checkpoint, WhatIsNoModelIsRefusedInOneLine) {
   refuse("none", "no such model folder or file");
   refuse("", "must hold config.json");
   folder.write("garbage", std::string(1000, 'x'));
-  refuse("garbage", "must be a Hugging Face folder or a TorchScript file");
+  refuse("garbage", "must be a Hugging Face folder, a TorchScript file or an AOTInductor package, is none");
   folder.write("empty", "");
-  refuse("empty", "must be a Hugging Face folder or a TorchScript file");
+  refuse("empty", "must be a Hugging Face folder, a TorchScript file or an AOTInductor package, is none");
   folder.write("zip", "PK\3\4" + std::string(1000, 'x'));
   refuse("zip", "not a TorchScript file");
   folder.write("config.json", tiny_config().dump());
