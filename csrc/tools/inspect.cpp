@@ -5,6 +5,7 @@
 #include <set>
 
 #include "model/aoti_package.h"
+#include "model/json_file.h"
 #include "tools/commands.h"
 #include "tools/model_input.h"
 #include "tools/report.h"
@@ -47,7 +48,7 @@ void InspectCommand::list_metadata() const {
   const char* kind = to_string(ModelKind::kAotInductor);
   std::printf("%s: %s\n", input.model.c_str(), kind);
   for (const auto& [name, value] : metadata) {
-    std::printf("%-24s %s\n", name.c_str(), value.c_str());
+    std::printf("%-26s %s\n", show(name).c_str(), show(value).c_str());
   }
   output.write({{"kind", kind}, {"metadata", metadata}});
 }
