@@ -82,8 +82,8 @@ void check_runs_here(const AotiMetadata& metadata, const std::string& path) {
     }
   }
   if (const std::string* version = find(metadata, "torch_version")) {
-    TORCH_CHECK(version->starts_with(kTorch), path, ": must be compiled by torch ", kTorch,
-                "*, is compiled by torch ", show(*version));
+    TORCH_CHECK(version->starts_with(kTorch), path, ": must be compiled by torch ", kTorch, "*, is compiled by torch ",
+                show(*version));
   }
 }
 
@@ -139,7 +139,8 @@ class CompiledModel final : public torch::CustomClassHolder {
   std::optional<int64_t> context_length_, vocab_size_;
 };
 
-const auto registration = torch::class_<CompiledModel>("gptq", "CompiledModel").def("forward", &CompiledModel::forward);
+const auto kRegistration =
+    torch::class_<CompiledModel>("gptq", "CompiledModel").def("forward", &CompiledModel::forward);
 
 torch::jit::Module as_module(c10::intrusive_ptr<CompiledModel> compiled) {
   torch::jit::Module module{c10::QualifiedName("__torch__.gptq.compiled.model"),

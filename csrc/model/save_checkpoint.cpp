@@ -232,7 +232,8 @@ void save_gptq_checkpoint(const std::string& source, const std::string& out,
 
 void convert_checkpoint(const std::string& in, const std::string& out, CheckpointFormat format, const Json& meta) {
   const LoadedModel model = load_model(in);  // every check
-  TORCH_CHECK(model.kind == ModelKind::kHuggingFace, in, ": must be a Hugging Face folder, is of the kind: ", to_string(model.kind));
+  TORCH_CHECK(model.kind == ModelKind::kHuggingFace, in,
+              ": must be a Hugging Face folder, is of the kind: ", to_string(model.kind));
   const auto& settings = model.config->quantization;
   const TensorStore store = TensorStore::open(in);
   GPT2Tensors tensors(store);

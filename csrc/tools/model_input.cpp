@@ -10,7 +10,9 @@
 namespace gptq::tools {
 
 void ModelInput::add_to(CLI::App& command) {
-  command.add_option("MODEL", model, "Hugging Face folder (float or quantized), TorchScript file or AOTInductor package")->required();
+  command
+      .add_option("MODEL", model, "Hugging Face folder (float or quantized), TorchScript file or AOTInductor package")
+      ->required();
   command.add_option("--tokenizer", tokenizer, "Folder with tokenizer.json or vocab.json and merges.txt")
       ->default_str("the model's folder");
   command.add_option("--threads", threads, "Threads to compute with")
