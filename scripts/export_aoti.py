@@ -10,12 +10,10 @@ exported program too, before it is compiled, for torch.export.load. Needs torch,
 """
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
 
-import gptq
 import torch
 from torch.export import Dim
 from transformers import AutoModelForCausalLM
@@ -71,14 +69,6 @@ def package(program, config, path, options=None):
         os.replace(made, path)
 
 
-def load(folder):
-    """Load a folder: what `gptq quantize` wrote, or any float model of transformers, in float32."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
-        return gptq.load_quantized(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,7 +81,7 @@ def main():
         parser.error(f"OUT must end in .pt2, got {args.out}")
     if not (args.folder / "config.json").is_file():
         parser.error(f"{args.folder} must be a folder with config.json")
-    model = load(args.folder)
+    model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
     program = export(model)
     if args.program:
         torch.export.save(program, args.program)

@@ -170,7 +170,14 @@ class TestMalformed:
 
     def test_bits_that_the_tensors_do_not_have(self, broken):
         self.change(broken, lambda settings: settings["modules"]["transformer.h.1.mlp.c_fc"].update(bits=8))
-        with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.packed must be .*128\], got .*64\]"):
+        with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.packed must be U8 .*128\], got U8 .*64\]"):
+            transformers.AutoModelForCausalLM.from_pretrained(broken)
+
+    def test_another_dtype(self, broken):
+        state = load_file(broken / "model.safetensors")
+        state["transformer.h.1.mlp.c_fc.packed"] = state["transformer.h.1.mlp.c_fc.packed"].int()
+        save_file(state, broken / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.packed must be U8 .*, got I32 "):
             transformers.AutoModelForCausalLM.from_pretrained(broken)
 
     def test_a_path_that_is_no_linear(self, broken):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ._library import load_library
-from .checkpoint import load_quantized
 from .quantize_model import quantize
 from .quantized_linear import QuantizedConv2d, QuantizedLinear
 from .report import LayerReport, QuantizationReport
@@ -33,7 +32,6 @@ __all__ = [
     "dequantize_w8",
     "linear_w4",
     "linear_w8",
-    "load_quantized",
     "pack_w4",
     "pack_w8",
     "quantize",

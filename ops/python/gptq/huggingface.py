@@ -21,6 +21,7 @@ from .quantized_linear import QuantizedConv2d, QuantizedLinear
 METHOD = "libgptq"
 FORMAT = {"format": "w4", "version": 1}
 OPTIONAL = ("zeros", "input_order")
+DTYPES = {torch.uint8: "U8", torch.float16: "F16", torch.int32: "I32"}
 
 
 @register_quantization_config(METHOD)
@@ -74,7 +75,7 @@ class LibgptqQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> None:
-        stored = _tensor_shapes(checkpoint_files)
+        stored = _tensors(checkpoint_files)
         if not stored:
             raise ValueError("a model quantized by libgptq is loaded from safetensors files, got none")
         paths = {name.removesuffix(".packed") for name in stored if name.endswith(".packed")}
@@ -106,13 +107,16 @@ class LibgptqQuantizer(HfQuantizer):
         return True
 
 
-def _tensor_shapes(files: Iterable[str] | None) -> dict[str, list[int]]:
-    shapes: dict[str, list[int]] = {}
+def _tensors(files: Iterable[str] | None) -> dict[str, tuple[str, list[int]]]:
+    """Return dtype, as safetensors calls it, and shape of each tensor by name."""
+    found: dict[str, tuple[str, list[int]]] = {}
     for file in files or ():
         if str(file).endswith(".safetensors"):
             with safe_open(file, framework="pt") as opened:
-                shapes.update({name: opened.get_slice(name).get_shape() for name in opened.keys()})  # noqa: SIM118
-    return shapes
+                for name in opened.keys():  # noqa: SIM118, it is no dict
+                    tensor = opened.get_slice(name)
+                    found[name] = tensor.get_dtype(), tensor.get_shape()
+    return found
 
 
 def _find(model: PreTrainedModel, path: str) -> tuple[str, nn.Module] | None:
@@ -126,7 +130,7 @@ def _find(model: PreTrainedModel, path: str) -> tuple[str, nn.Module] | None:
     return None
 
 
-def _place(model: PreTrainedModel, path: str, stored: dict[str, list[int]], config: LibgptqConfig) -> None:
+def _place(model: PreTrainedModel, path: str, stored: dict[str, tuple[str, list[int]]], config: LibgptqConfig) -> None:
     # A convolution's weight is that of the linear in its QuantizedConv2d.
     found = _find(model, path) or _find(model, path.removesuffix(".linear"))
     if found is None:
@@ -148,9 +152,10 @@ def _place(model: PreTrainedModel, path: str, stored: dict[str, list[int]], conf
         dtype=weight.dtype,
     )
     for leaf, tensor in layer.state_dict().items():
-        shape = stored.get(f"{path}.{leaf}", list(tensor.shape))
-        if shape != list(tensor.shape):
-            raise ValueError(f"{path}.{leaf} must be {list(tensor.shape)}, got {shape}")
+        expected = (DTYPES.get(tensor.dtype), list(tensor.shape))
+        dtype, shape = stored.get(f"{path}.{leaf}", expected)
+        if leaf != "bias" and (dtype, shape) != expected:
+            raise ValueError(f"{path}.{leaf} must be {expected[0]} {expected[1]}, got {dtype} {shape}")
     if isinstance(module, nn.Conv2d):
         layer = QuantizedConv2d(layer, **QuantizedConv2d.geometry(module))
     parent_name, _, attribute = name.rpartition(".")
