@@ -14,6 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import gptq.huggingface  # noqa: F401, so that from_pretrained knows quantized folders
 import torch
 from torch.export import Dim
 from transformers import AutoModelForCausalLM
