@@ -1,7 +1,6 @@
 #include "model/quantization_config.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "model/json_fields.h"
 
@@ -79,21 +78,12 @@ GptqZeros read_zeros_form(const JsonFields& fields) {
   return is_by_gptqmodel(fields) ? GptqZeros::kLessOneByWord : GptqZeros::kLessOne;
 }
 
-// Matches from the start, as Python's re.match does.
-Regex read_regex(const std::string& key, const std::string& where) {
-  try {
-    return Regex("\\A(?:" + (key.starts_with("+:") ? key.substr(2) : key) + ")");
-  } catch (const std::runtime_error& error) {
-    TORCH_CHECK(false, where, " must be a regular expression, is none: ", error.what());
-  }
-}
-
 // Null if the pattern only says that what it matches is not quantized, which the tensors tell.
 std::optional<QuantizationConfig::Pattern> read_pattern(const std::string& key, const Json& value,
                                                         const std::string& where, bool& symmetric) {
   if (key.starts_with("-:")) return std::nullopt;
   TORCH_CHECK(value.is_object(), where, " must be an object, got ", show(value));
-  QuantizationConfig::Pattern pattern{key, read_regex(key, where), {}, {}};
+  QuantizationConfig::Pattern pattern{key, PathPattern(key.starts_with("+:") ? key.substr(2) : key, where), {}, {}};
   const JsonFields fields(value, where);
   int64_t bits = 0, group_size = 0;
   read_gptq_bits(fields, bits);
@@ -134,16 +124,34 @@ QuantizationConfig read_gptq(const JsonFields& fields) {
   return result;
 }
 
-bool matches(const QuantizationConfig::Pattern& pattern, const std::string& path) {
-  try {
-    return Regex::Search(pattern.regex, path).from(0).has_value();
-  } catch (const std::runtime_error& error) {
-    TORCH_CHECK(false, "quantization_config: dynamic: ", show(pattern.text),
-                " must not repeat without end: ", error.what());
-  }
+QuantizationConfig read_compressed_tensors(const JsonFields& fields) {
+  QuantizationConfig result;
+  result.format = CheckpointFormat::kCompressedTensors;
+  result.compressed_tensors = CompressedTensorsConfig::parse(fields);
+  return result;
 }
 
 }  // namespace
+
+const char* format_name(CheckpointFormat format) {
+  switch (format) {
+    case CheckpointFormat::kLibgptq:
+      return "libgptq";
+    case CheckpointFormat::kGptq:
+      return "gptq";
+    case CheckpointFormat::kCompressedTensors:
+      return "compressed-tensors";
+  }
+  TORCH_CHECK(false, "not a checkpoint format: ", static_cast<int>(format));
+}
+
+std::optional<CheckpointFormat> format_named(const std::string& name) {
+  for (const auto format :
+       {CheckpointFormat::kLibgptq, CheckpointFormat::kGptq, CheckpointFormat::kCompressedTensors}) {
+    if (name == format_name(format)) return format;
+  }
+  return std::nullopt;
+}
 
 QuantizationConfig::Module QuantizationConfig::of(const std::string& path) const {
   const auto found = modules.find(path);
@@ -151,7 +159,7 @@ QuantizationConfig::Module QuantizationConfig::of(const std::string& path) const
   Module result = defaults;
   const Pattern* first = nullptr;
   for (const Pattern& pattern : patterns) {
-    if (!matches(pattern, path)) continue;
+    if (!pattern.pattern.matches(path)) continue;
     const Module module{pattern.bits.value_or(defaults.bits), pattern.group_size.value_or(defaults.group_size)};
     TORCH_CHECK(first == nullptr || (module.bits == result.bits && module.group_size == result.group_size),
                 "quantization_config: dynamic: ", show(path), " must match one pattern, matches ", show(first->text),
@@ -167,9 +175,17 @@ QuantizationConfig QuantizationConfig::parse(const Json& json, const std::string
   const JsonFields fields(json, source);
   const Json* method = fields.find("quant_method");
   const Json name = method != nullptr ? *method : default_method != nullptr ? Json(default_method) : Json();
-  if (name == "libgptq") return read_libgptq(fields);
-  if (name != "gptq") fields.fail("quant_method", "\"libgptq\" or \"gptq\"", name);
-  return read_gptq(fields);
+  const auto format = name.is_string() ? format_named(name.get<std::string>()) : std::nullopt;
+  if (!format) fields.fail("quant_method", "\"libgptq\", \"gptq\" or \"compressed-tensors\"", name);
+  switch (*format) {
+    case CheckpointFormat::kLibgptq:
+      return read_libgptq(fields);
+    case CheckpointFormat::kGptq:
+      return read_gptq(fields);
+    case CheckpointFormat::kCompressedTensors:
+      return read_compressed_tensors(fields);
+  }
+  TORCH_CHECK(false, "not a checkpoint format");
 }
 
 }  // namespace gptq

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "model/json_file.h"
+#include "model/packed_words.h"
 #include "rewrite/packed_weight.h"
 
 namespace gptq {
@@ -13,20 +14,41 @@ namespace gptq {
 namespace {
 
 constexpr std::array kGptqLeaves = {".qweight", ".qzeros", ".g_idx"};
+constexpr std::array kCompressedTensorsLeaves = {".weight_packed", ".weight_scale", ".weight_zero_point",
+                                                 ".weight_shape", ".weight_g_idx"};
 
-bool has_gptq_tensors(const GPT2Tensors& tensors, const std::string& path) {
-  return std::any_of(kGptqLeaves.begin(), kGptqLeaves.end(),
-                     [&](const char* leaf) { return tensors.contains(path + leaf); });
+// The format of the tensors that are there for the linear, whatever config.json says; nothing if it is not quantized.
+std::optional<CheckpointFormat> stored_format(const GPT2Tensors& tensors, const std::string& path) {
+  const auto is_there = [&](const char* leaf) { return tensors.contains(path + leaf); };
+  if (std::any_of(kGptqLeaves.begin(), kGptqLeaves.end(), is_there)) return CheckpointFormat::kGptq;
+  if (std::any_of(kCompressedTensorsLeaves.begin(), kCompressedTensorsLeaves.end(), is_there)) {
+    return CheckpointFormat::kCompressedTensors;
+  }
+  if (is_there(".packed")) return CheckpointFormat::kLibgptq;
+  return std::nullopt;
+}
+
+// A tensor that every linear of the format has.
+const char* main_leaf(CheckpointFormat format) {
+  switch (format) {
+    case CheckpointFormat::kLibgptq:
+      return ".packed";
+    case CheckpointFormat::kGptq:
+      return kGptqLeaves[0];
+    case CheckpointFormat::kCompressedTensors:
+      return kCompressedTensorsLeaves[0];
+  }
+  TORCH_CHECK(false, "not a checkpoint format");
 }
 
 const QuantizationConfig& checked_settings(const std::optional<QuantizationConfig>& settings, const std::string& path,
-                                           bool is_gptq) {
-  const char* leaf = is_gptq ? ".qweight" : ".packed";
+                                           CheckpointFormat format) {
+  const char* leaf = main_leaf(format);
   TORCH_CHECK(settings, "config.json: quantization_config must be there, since ", show(path + leaf),
               " is in the checkpoint");
-  TORCH_CHECK((settings->format == CheckpointFormat::kGptq) == is_gptq,
-              "config.json: quantization_config: quant_method must be ", is_gptq ? "\"gptq\"" : "\"libgptq\"",
-              ", since ", show(path + leaf), " is in the checkpoint, is the other");
+  TORCH_CHECK(settings->format == format, "config.json: quantization_config: quant_method must be ",
+              show(format_name(format)), ", since ", show(path + leaf), " is in the checkpoint, is ",
+              show(format_name(settings->format)));
   return *settings;
 }
 
@@ -53,9 +75,9 @@ CodedWeight read_gptq(GPT2Tensors& tensors, const QuantizationConfig& settings, 
                       LinearShape shape) {
   const auto [bits, group_size] = settings.of(path);
   const auto words = [&](const char* leaf, const char* what, int64_t size) {
-    TORCH_CHECK(size * bits % 32 == 0, tensors.path(), ": tensor ", show(path + leaf), " must be of a linear whose ",
-                what, " fill whole words of 32 bits, got ", size, " of ", bits, " bits");
-    return size * bits / 32;
+    TORCH_CHECK(size * bits % kWordBits == 0, tensors.path(), ": tensor ", show(path + leaf),
+                " must be of a linear whose ", what, " fill whole words of 32 bits, got ", size, " of ", bits, " bits");
+    return size * bits / kWordBits;
   };
   const int64_t groups = group_count(shape.k, group_size);
   GptqTensors stored;
@@ -64,6 +86,26 @@ CodedWeight read_gptq(GPT2Tensors& tensors, const QuantizationConfig& settings, 
   stored.scales = tensors.raw(path + ".scales", {groups, shape.n});
   if (tensors.contains(path + ".g_idx")) stored.g_idx = tensors.typed(path + ".g_idx", at::kInt, {shape.k});
   return unpack_gptq(stored, {bits, group_size, settings.gptq_zeros, settings.symmetric}, tensors.path() + ": " + path);
+}
+
+CodedWeight read_compressed_tensors(GPT2Tensors& tensors, const QuantizationConfig& settings, const std::string& path,
+                                    LinearShape shape) {
+  const CompressedTensorsLayout layout = settings.compressed_tensors.of(path);
+  const std::string name = tensors.path() + ": " + path;
+  check_compressed_tensors_fits(name, layout.bits, layout.group_size, shape.k);
+  const int64_t groups = group_count(shape.k, layout.group_size);
+  CompressedTensors stored;
+  stored.packed = tensors.typed(path + ".weight_packed", at::kInt, {shape.n, word_count(shape.k, layout.bits)});
+  stored.scale = tensors.raw(path + ".weight_scale", {shape.n, groups});
+  stored.shape = tensors.raw(path + ".weight_shape", {2});
+  if (!layout.symmetric) {
+    stored.zero_point =
+        tensors.typed(path + ".weight_zero_point", at::kInt, {word_count(shape.n, layout.bits), groups});
+  }
+  if (tensors.contains(path + ".weight_g_idx")) {
+    stored.g_idx = tensors.typed(path + ".weight_g_idx", at::kInt, {shape.k});
+  }
+  return unpack_compressed_tensors(stored, layout, shape.n, shape.k, name);
 }
 
 // Runs the step; its errors name the file and the linear.
@@ -79,25 +121,33 @@ auto at_linear(const GPT2Tensors& tensors, const std::string& path, const Step& 
 }  // namespace
 
 bool is_quantized_linear(const GPT2Tensors& tensors, const std::string& path) {
-  return tensors.contains(path + ".packed") || has_gptq_tensors(tensors, path);
-}
-
-QuantizedTensors read_quantized_linear(GPT2Tensors& tensors, const std::optional<QuantizationConfig>& settings,
-                                       const std::string& path, LinearShape shape) {
-  if (has_gptq_tensors(tensors, path)) {
-    const CodedWeight weight = read_gptq(tensors, checked_settings(settings, path, true), path, shape);
-    return at_linear(tensors, path, [&] { return pack_weight(weight); });
-  }
-  return read_packed(tensors, checked_settings(settings, path, false), path, shape);
+  return stored_format(tensors, path).has_value();
 }
 
 CodedWeight read_coded_linear(GPT2Tensors& tensors, const std::optional<QuantizationConfig>& settings,
                               const std::string& path, LinearShape shape) {
-  if (has_gptq_tensors(tensors, path)) {
-    return read_gptq(tensors, checked_settings(settings, path, true), path, shape);
+  const CheckpointFormat format = stored_format(tensors, path).value_or(CheckpointFormat::kLibgptq);
+  const QuantizationConfig& checked = checked_settings(settings, path, format);
+  switch (format) {
+    case CheckpointFormat::kLibgptq: {
+      const QuantizedTensors packed = read_packed(tensors, checked, path, shape);
+      return at_linear(tensors, path, [&] { return unpack_weight(packed, shape.n, shape.k); });
+    }
+    case CheckpointFormat::kGptq:
+      return read_gptq(tensors, checked, path, shape);
+    case CheckpointFormat::kCompressedTensors:
+      return read_compressed_tensors(tensors, checked, path, shape);
   }
-  const QuantizedTensors packed = read_packed(tensors, checked_settings(settings, path, false), path, shape);
-  return at_linear(tensors, path, [&] { return unpack_weight(packed, shape.n, shape.k); });
+  TORCH_CHECK(false, "not a checkpoint format");
+}
+
+QuantizedTensors read_quantized_linear(GPT2Tensors& tensors, const std::optional<QuantizationConfig>& settings,
+                                       const std::string& path, LinearShape shape) {
+  if (stored_format(tensors, path) == CheckpointFormat::kLibgptq) {
+    return read_packed(tensors, checked_settings(settings, path, CheckpointFormat::kLibgptq), path, shape);
+  }
+  const CodedWeight weight = read_coded_linear(tensors, settings, path, shape);
+  return at_linear(tensors, path, [&] { return pack_weight(weight); });
 }
 
 }  // namespace gptq

@@ -9,7 +9,7 @@
 
 namespace gptq {
 
-/// Whether the checkpoint holds the linear quantized, in either format.
+/// Whether the checkpoint holds the linear quantized, in any format.
 /// @param path "transformer.h.0.attn.c_attn" for one
 bool is_quantized_linear(const GPT2Tensors& tensors, const std::string& path);
 

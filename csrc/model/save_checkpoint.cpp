@@ -7,9 +7,12 @@
 
 #include "model/atomic_output.h"
 #include "model/checkpoint.h"
+#include "model/checkpoint_settings.h"
+#include "model/compressed_tensors_format.h"
 #include "model/gpt2_tensors.h"
 #include "model/gptq_format.h"
 #include "model/json_file.h"
+#include "model/model_card.h"
 #include "model/quantized_linear.h"
 #include "model/safetensors.h"
 
@@ -48,14 +51,23 @@ Replacements replacements_of(const std::map<std::string, QuantizedTensors>& repl
   return result;
 }
 
-Replacements replacements_of(const std::map<std::string, GptqLinear>& replaced, bool plain_zeros) {
+std::map<std::string, at::Tensor> stored_tensors(const GptqTensors& packed) {
+  return {{"qweight", packed.qweight}, {"qzeros", packed.qzeros}, {"scales", packed.scales}, {"g_idx", *packed.g_idx}};
+}
+
+std::map<std::string, at::Tensor> stored_tensors(const CompressedTensors& packed) {
+  std::map<std::string, at::Tensor> result = {
+      {"weight_packed", packed.packed}, {"weight_scale", packed.scale}, {"weight_shape", packed.shape}};
+  if (packed.zero_point) result["weight_zero_point"] = *packed.zero_point;
+  return result;
+}
+
+// @param pack from a CodedWeight and its path to what stored_tensors takes
+template <typename Pack>
+Replacements replacements_of(const std::map<std::string, CodedLinear>& replaced, const Pack& pack) {
   Replacements result;
   for (const auto& [path, linear] : replaced) {
-    TORCH_CHECK(path != "lm_head", "lm_head must keep its weight in the gptq format, is quantized");
-    const GptqTensors packed = pack_gptq(linear.weight, plain_zeros, path);
-    auto& tensors = result[path];
-    tensors = {
-        {"qweight", packed.qweight}, {"qzeros", packed.qzeros}, {"scales", packed.scales}, {"g_idx", *packed.g_idx}};
+    auto& tensors = result[path] = stored_tensors(pack(linear.weight, path));
     if (linear.bias) tensors["bias"] = *linear.bias;
   }
   return result;
@@ -89,92 +101,11 @@ NamedTensors gather_tensors(const std::string& source, const Replacements& repla
   return tensors;
 }
 
-const QuantizedTensors& weight_of(const QuantizedTensors& tensors) {
-  return tensors;
+std::string text_of(const Json& json) {
+  return json.dump(2) + "\n";
 }
 
-const CodedWeight& weight_of(const GptqLinear& linear) {
-  return linear.weight;
-}
-
-// Bits and group size of most of the linears: an lm_head of its own kind is the exception.
-template <typename Linear>
-QuantizationConfig::Module most_frequent(const std::map<std::string, Linear>& replaced) {
-  std::map<std::pair<int64_t, int64_t>, int64_t> counts;
-  for (const auto& [path, linear] : replaced) ++counts[{weight_of(linear).bits, weight_of(linear).group_size}];
-  const auto most =
-      std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  return {most->first.first, most->first.second};
-}
-
-// Layers quantized earlier stay as they are described, so that quantizing in two steps works.
-Json libgptq_settings(const Json& previous, const std::map<std::string, QuantizedTensors>& replaced,
-                      const Json& settings) {
-  Json entry = settings.is_object() ? settings : Json::object();
-  const auto common = most_frequent(replaced);
-  entry["quant_method"] = "libgptq";
-  entry["format"] = "w4";
-  entry["version"] = 1;
-  entry["bits"] = previous.contains("bits") ? previous["bits"] : Json(common.bits);
-  entry["group_size"] = previous.contains("group_size") ? previous["group_size"] : Json(common.group_size);
-  Json modules = previous.contains("modules") ? previous["modules"] : Json::object();
-  for (const auto& [path, quantized] : replaced) {
-    modules[path] = {{"bits", quantized.bits}, {"group_size", quantized.group_size}};
-  }
-  entry["modules"] = std::move(modules);
-  return entry;
-}
-
-// A regular expression for this path and no other.
-std::string exactly(const std::string& path) {
-  std::string result = "^";
-  for (const char c : path) {
-    if (c == '.') result += '\\';
-    result += c;
-  }
-  return result + "$";
-}
-
-// What deviates: linears that keep their weights, and other bits or group sizes.
-Json dynamic_settings(const GPT2Config& config, const std::map<std::string, GptqLinear>& replaced,
-                      QuantizationConfig::Module common) {
-  Json result = Json::object();
-  for (const auto& [path, shape] : config.linear_shapes()) {
-    const auto found = replaced.find(path);
-    if (found == replaced.end()) {
-      if (path != "lm_head") result["-:" + exactly(path)] = Json::object();
-      continue;
-    }
-    const CodedWeight& weight = found->second.weight;
-    if (weight.bits == common.bits && weight.group_size == common.group_size) continue;
-    result["+:" + exactly(path)] = {{"bits", weight.bits}, {"group_size", weight.group_size}};
-  }
-  return result;
-}
-
-bool is_symmetric(const CodedWeight& weight) {
-  return weight.zeros.eq(int64_t{1} << (weight.bits - 1)).all().item<bool>();
-}
-
-Json gptq_settings(const std::string& source, const std::map<std::string, GptqLinear>& replaced, bool symmetric,
-                   const Json& meta) {
-  TORCH_CHECK(!replaced.empty(), "save_gptq_checkpoint: there must be a quantized linear, is none");
-  const auto common = most_frequent(replaced);
-  const bool reordered = std::any_of(replaced.begin(), replaced.end(),
-                                     [](const auto& entry) { return entry.second.weight.input_order.has_value(); });
-  const char* format = symmetric ? "gptq" : "gptq_v2";
-  Json settings = {{"quant_method", "gptq"}, {"bits", common.bits},     {"group_size", common.group_size},
-                   {"desc_act", reordered},  {"sym", symmetric},        {"lm_head", false},
-                   {"pack_dtype", "int32"},  {"true_sequential", true}, {"checkpoint_format", format},
-                   {"format", format},       {"method", "gptq"},        {"meta", meta}};
-  const auto config = GPT2Config::read((fs::path(source) / "config.json").string());
-  Json dynamic = dynamic_settings(config, replaced, common);
-  if (!dynamic.empty()) settings["dynamic"] = std::move(dynamic);
-  return settings;
-}
-
-void write_json(const std::string& path, const Json& json) {
-  const std::string text = json.dump(2) + "\n";
+void write_text(const std::string& path, const std::string& text) {
   AtomicFile file(path);
   file.write(text.data(), text.size());
   file.commit();
@@ -187,17 +118,17 @@ void copy_file(const fs::path& from, const std::string& to) {
   copy.commit();
 }
 
-// Json files by name, the tensors, and what is copied from the source; complete or not at all.
-void write_folder(const std::string& source, const std::string& out, const std::map<std::string, Json>& files,
+// Text files by name, the tensors, and what is copied from the source; complete or not at all.
+void write_folder(const std::string& source, const std::string& out, const std::map<std::string, std::string>& files,
                   const Replacements& replaced) {
   std::error_code ignored;
   TORCH_CHECK(!fs::equivalent(source, out, ignored), out, ": output folder must not be the source model's");
   AtomicFolder folder(out);
-  for (const auto& [name, json] : files) write_json(folder.file(name), json);
+  for (const auto& [name, text] : files) write_text(folder.file(name), text);
   save_safetensors(folder.file("model.safetensors"), gather_tensors(source, replaced), {{"format", "pt"}});
   for (const char* name : kCopiedFiles) {
     const fs::path from = fs::path(source) / name;
-    if (fs::exists(from, ignored)) copy_file(from, folder.file(name));
+    if (files.count(name) == 0 && fs::exists(from, ignored)) copy_file(from, folder.file(name));
   }
   folder.commit();
 }
@@ -206,28 +137,57 @@ Json source_config(const std::string& source) {
   return read_json_object((fs::path(source) / "config.json").string());
 }
 
+std::map<std::string, std::string> text_files(const Json& config, const std::string& model_card) {
+  std::map<std::string, std::string> files = {{"config.json", text_of(config)}};
+  if (!model_card.empty()) files["README.md"] = model_card;
+  return files;
+}
+
 }  // namespace
 
 void save_checkpoint(const std::string& source, const std::string& out,
-                     const std::map<std::string, QuantizedTensors>& replaced, const Json& settings) {
+                     const std::map<std::string, QuantizedTensors>& replaced, const Json& settings,
+                     const std::string& model_card) {
   Json config = source_config(source);
   if (!replaced.empty()) {
     Json previous = config.value("quantization_config", Json::object());
     if (previous.is_null() || previous.value("quant_method", Json()) != "libgptq") previous = Json::object();
     config["quantization_config"] = libgptq_settings(previous, replaced, settings);
   }
-  write_folder(source, out, {{"config.json", config}}, replacements_of(replaced));
+  write_folder(source, out, text_files(config, model_card), replacements_of(replaced));
 }
 
-void save_gptq_checkpoint(const std::string& source, const std::string& out,
-                          const std::map<std::string, GptqLinear>& replaced, const Json& meta) {
-  const bool symmetric = std::all_of(replaced.begin(), replaced.end(),
-                                     [](const auto& entry) { return is_symmetric(entry.second.weight); });
+void save_coded_checkpoint(const std::string& source, const std::string& out, CheckpointFormat format,
+                           const std::map<std::string, CodedLinear>& replaced, const Json& meta,
+                           const std::string& model_card) {
+  TORCH_CHECK(!replaced.empty(), "save_coded_checkpoint: there must be a quantized linear, is none");
+  TORCH_CHECK(replaced.count("lm_head") == 0, "lm_head must keep its weight in the ", format_name(format),
+              " format, is quantized");
+  const auto shapes = GPT2Config::read((fs::path(source) / "config.json").string());
   Json config = source_config(source);
-  const Json settings = gptq_settings(source, replaced, symmetric, meta);
-  config["quantization_config"] = settings;
-  write_folder(source, out, {{"config.json", config}, {"quantize_config.json", settings}},
-               replacements_of(replaced, /*plain_zeros=*/!symmetric));
+  switch (format) {
+    case CheckpointFormat::kLibgptq: {
+      TORCH_CHECK(false, "save_coded_checkpoint: format must not be libgptq, which save_checkpoint writes");
+    }
+    case CheckpointFormat::kGptq: {
+      const Json settings = gptq_settings(shapes, replaced, meta);
+      config["quantization_config"] = settings;
+      auto files = text_files(config, model_card);
+      files["quantize_config.json"] = text_of(settings);
+      const bool plain_zeros = settings["checkpoint_format"] == "gptq_v2";
+      const auto pack = [&](const CodedWeight& weight, const std::string& path) {
+        return pack_gptq(weight, plain_zeros, path);
+      };
+      return write_folder(source, out, files, replacements_of(replaced, pack));
+    }
+    case CheckpointFormat::kCompressedTensors: {
+      config["quantization_config"] = compressed_tensors_settings(shapes, replaced);
+      const auto pack = [](const CodedWeight& weight, const std::string& path) {
+        return pack_compressed_tensors(weight, is_symmetric(weight), path);
+      };
+      return write_folder(source, out, text_files(config, model_card), replacements_of(replaced, pack));
+    }
+  }
 }
 
 void convert_checkpoint(const std::string& in, const std::string& out, CheckpointFormat format, const Json& meta) {
@@ -237,23 +197,25 @@ void convert_checkpoint(const std::string& in, const std::string& out, Checkpoin
   const auto& settings = model.config->quantization;
   const TensorStore store = TensorStore::open(in);
   GPT2Tensors tensors(store);
-  std::map<std::string, GptqLinear> linears;
+  std::map<std::string, CodedLinear> linears;
   for (const auto& [path, shape] : model.config->linear_shapes()) {
     if (!is_quantized_linear(tensors, path)) continue;
     linears[path].weight = read_coded_linear(tensors, settings, path, shape);
   }
   TORCH_CHECK(!linears.empty(), in, ": must be a quantized model, has no quantized linear");
-  TORCH_CHECK(settings->format != format, in, ": must be of the other format, is ",
-              format == CheckpointFormat::kGptq ? "gptq" : "libgptq", " already");
-  if (format == CheckpointFormat::kGptq) {
-    TORCH_CHECK(linears.count("lm_head") == 0, in,
-                ": lm_head must keep its weight in the gptq format, is quantized: quantize with --lm-head keep");
-    save_gptq_checkpoint(in, out, linears, meta);
+  TORCH_CHECK(settings->format != format, in, ": must be of another format, is ", format_name(format), " already");
+  const std::string card = converted_card(in, format);
+  if (format != CheckpointFormat::kLibgptq) {
+    TORCH_CHECK(linears.count("lm_head") == 0, in, ": lm_head must keep its weight in the ", format_name(format),
+                " format, is quantized: quantize with --lm-head keep");
+    save_coded_checkpoint(in, out, format, linears, meta, card);
     return;
   }
+  const bool symmetric =
+      std::all_of(linears.begin(), linears.end(), [](const auto& entry) { return is_symmetric(entry.second.weight); });
   std::map<std::string, QuantizedTensors> packed;
   for (const auto& [path, linear] : linears) packed[path] = pack_weight(linear.weight);
-  save_checkpoint(in, out, packed, {{"sym", settings->symmetric}});
+  save_checkpoint(in, out, packed, {{"sym", symmetric}}, card);
 }
 
 }  // namespace gptq

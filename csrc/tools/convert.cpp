@@ -19,9 +19,7 @@ struct ConvertCommand {
 
 void ConvertCommand::run() const {
   check_output_folder(output);
-  const bool to_gptq = format == "gptq";
-  convert_checkpoint(input, output, to_gptq ? CheckpointFormat::kGptq : CheckpointFormat::kLibgptq,
-                     {{"quantizer", {"libgptq:" GPTQ_VERSION}}});
+  convert_checkpoint(input, output, format_named(format).value(), {{"quantizer", {"libgptq:" GPTQ_VERSION}}});
   std::printf("%s: written in the format %s\n", output.c_str(), format.c_str());
 }
 
@@ -29,12 +27,14 @@ void ConvertCommand::run() const {
 
 void add_convert_command(CLI::App& app) {
   const auto command = std::make_shared<ConvertCommand>();
-  CLI::App* sub = app.add_subcommand("convert", "Write a quantized model folder in the other format");
+  CLI::App* sub = app.add_subcommand("convert", "Write a quantized model folder in another format");
   sub->add_option("IN", command->input, "Quantized Hugging Face folder")->required();
   sub->add_option("OUT", command->output, "Folder to write the result to")->required();
-  sub->add_option("--format", command->format, "gptq (of GPTQModel, AutoGPTQ and transformers) or libgptq")
+  sub->add_option(
+         "--format", command->format,
+         "gptq (of GPTQModel, AutoGPTQ and transformers), compressed-tensors (its pack-quantized, of vLLM) or libgptq")
       ->required()
-      ->check(CLI::IsMember({"libgptq", "gptq"}));
+      ->check(CLI::IsMember({"libgptq", "gptq", "compressed-tensors"}));
   sub->callback([command] { command->run(); });
 }
 

@@ -2,15 +2,19 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <regex>
 
 #include "model/aoti_package.h"
 #include "model/calibration.h"
+#include "model/compressed_tensors_format.h"
 #include "model/gptq_format.h"
+#include "model/model_card.h"
 #include "model/output_error.h"
 #include "model/safetensors.h"
 #include "tools/commands.h"
 #include "tools/model_input.h"
 #include "tools/progress.h"
+#include "tools/quantize_card.h"
 #include "tools/quantize_flags.h"
 #include "tools/report.h"
 
@@ -49,9 +53,9 @@ std::optional<at::Tensor> optional(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
 
-std::map<std::string, QuantizedTensors> replaced_tensors(const QuantizedModule& quantized) {
+std::map<std::string, QuantizedTensors> replaced_tensors(const std::vector<QuantizedLinear>& layers) {
   std::map<std::string, QuantizedTensors> replaced;
-  for (const QuantizedLinear& layer : quantized.layers) {
+  for (const QuantizedLinear& layer : layers) {
     QuantizedTensors& tensors = replaced[layer.name];
     tensors.bits = layer.bits;
     tensors.group_size = layer.group_size;
@@ -77,12 +81,22 @@ struct Scored {
   bool empty() const { return ids.empty() && batches.empty(); }
 };
 
+// A name with a character that means something to YAML or Markdown would garble the card.
+CLI::Validator hub_name_check() {
+  return {[](std::string& name) {
+            const bool is_name = std::regex_match(name, std::regex("[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?"));
+            return is_name ? std::string() : "must be OWNER/NAME, got " + name;
+          },
+          "OWNER/NAME"};
+}
+
 struct QuantizeCommand {
   ModelInput input;
   WindowInput windows;
   QuantizeFlags flags;
   std::string output;
   std::string format = "libgptq";
+  std::string base_model;
   std::string calibration;
   std::string eval;
   std::string json;
@@ -95,6 +109,7 @@ struct QuantizeCommand {
  private:
   bool uses_calibration() const { return flags.options.quantize.mode != "rtn"; }
   bool reads_text() const;
+  int64_t calibration_length(const LoadedModel& model) const;
   std::vector<std::vector<c10::IValue>> calibration_inputs(const LoadedModel& model,
                                                            const std::optional<Tokenizer>& tokenizer) const;
   Scored read_eval(const LoadedModel& model, const std::optional<Tokenizer>& tokenizer) const;
@@ -102,12 +117,22 @@ struct QuantizeCommand {
              QuantizeSummary& summary) const;
   void check_format(const LoadedModel& model, const std::vector<LinearInfo>& linears) const;
   Json settings() const;
-  void save(const LoadedModel& model, const QuantizedModule& quantized) const;
+  CheckpointFormat checkpoint_format() const { return format_named(format).value(); }
+  CardSettings card_settings(const LoadedModel& model, CheckpointFormat stored) const;
+  void save(const LoadedModel& model, const torch::jit::Module& quantized, const QuantizeSummary& summary) const;
 };
 
 bool QuantizeCommand::reads_text() const {
   const auto is_text = [](const std::string& path) { return !path.empty() && !holds_batches(path); };
   return (uses_calibration() && is_text(calibration)) || is_text(eval);
+}
+
+int64_t QuantizeCommand::calibration_length(const LoadedModel& model) const {
+  const int64_t context = model.context_length.value_or(kDefaultSequenceLength);
+  const int64_t length = sequence_length > 0 ? sequence_length : std::min(kDefaultSequenceLength, context);
+  TORCH_CHECK(!model.context_length || length <= context, "--sequence-length: must be at most ", context,
+              ", the model's context, got ", length);
+  return length;
 }
 
 std::vector<std::vector<c10::IValue>> QuantizeCommand::calibration_inputs(
@@ -123,10 +148,7 @@ std::vector<std::vector<c10::IValue>> QuantizeCommand::calibration_inputs(
     }
     return inputs;
   }
-  const int64_t context = model.context_length.value_or(kDefaultSequenceLength);
-  const int64_t length = sequence_length > 0 ? sequence_length : std::min(kDefaultSequenceLength, context);
-  TORCH_CHECK(!model.context_length || length <= context, "--sequence-length: must be at most ", context,
-              ", the model's context, got ", length);
+  const int64_t length = calibration_length(model);
   const at::Tensor drawn = draw_windows(read_tokens(calibration, *tokenizer, "calibration"), samples, length, seed);
   for (const at::Tensor& batch : drawn.split(std::max<int64_t>(1, kTokensPerCall / length))) {
     inputs.push_back({batch});
@@ -167,24 +189,27 @@ void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& 
   summary.seconds_evaluate = seconds_since(start);
 }
 
-void QuantizeCommand::save(const LoadedModel& model, const QuantizedModule& quantized) const {
+void QuantizeCommand::save(const LoadedModel& model, const torch::jit::Module& quantized,
+                           const QuantizeSummary& summary) const {
   if (model.kind == ModelKind::kTorchScript) {
-    save_torchscript(quantized.module, output);
+    save_torchscript(quantized, output);
     return;
   }
-  const std::map<std::string, QuantizedTensors> replaced = replaced_tensors(quantized);
-  if (format == "gptq") {
-    std::map<std::string, GptqLinear> linears;
-    for (const QuantizedLinear& layer : quantized.layers) {
-      const QuantizedTensors& tensors = replaced.at(layer.name);
-      linears[layer.name] = {unpack_weight(tensors, layer.out_features, layer.in_features), tensors.bias};
-    }
-    Json meta = settings();
-    meta["quantizer"] = {"libgptq:" GPTQ_VERSION};
-    save_gptq_checkpoint(model.source, output, linears, meta);
+  const std::map<std::string, QuantizedTensors> replaced = replaced_tensors(summary.layers);
+  const CheckpointFormat stored = checkpoint_format();
+  const std::string card = model_card(summary, card_settings(model, stored));
+  if (stored == CheckpointFormat::kLibgptq) {
+    save_checkpoint(model.source, output, replaced, settings(), card);
     return;
   }
-  save_checkpoint(model.source, output, replaced, settings());
+  std::map<std::string, CodedLinear> linears;
+  for (const QuantizedLinear& layer : summary.layers) {
+    const QuantizedTensors& tensors = replaced.at(layer.name);
+    linears[layer.name] = {unpack_weight(tensors, layer.out_features, layer.in_features), tensors.bias};
+  }
+  Json meta = settings();
+  meta["quantizer"] = {"libgptq:" GPTQ_VERSION};
+  save_coded_checkpoint(model.source, output, stored, linears, meta, card);
 }
 
 Json QuantizeCommand::settings() const {
@@ -203,6 +228,22 @@ Json QuantizeCommand::settings() const {
           {"calibration", {{"samples", samples}, {"seed", seed}}}};
 }
 
+CardSettings QuantizeCommand::card_settings(const LoadedModel& model, CheckpointFormat stored) const {
+  CardSettings card;
+  card.format = stored;
+  card.source = model.source;
+  card.base_model = base_model.empty() ? hub_name(model.source).value_or("") : base_model;
+  card.options = flags.options.quantize;
+  if (flags.options.quantize.mode != "rtn") {
+    card.calibration = calibration;
+    card.samples = samples;
+    card.sequence_length = calibration_length(model);
+    card.seed = seed;
+  }
+  card.eval = eval;
+  return card;
+}
+
 // Before the long work.
 void QuantizeCommand::check_format(const LoadedModel& model, const std::vector<LinearInfo>& linears) const {
   const bool is_folder = model.kind == ModelKind::kHuggingFace;
@@ -210,7 +251,8 @@ void QuantizeCommand::check_format(const LoadedModel& model, const std::vector<L
                   (model.config->quantization->format == CheckpointFormat::kLibgptq && format == "libgptq"),
               input.model,
               ": must be a float model or, with --format libgptq, one in that format (gptq convert makes it)");
-  if (format != "gptq") {
+  const CheckpointFormat stored = checkpoint_format();
+  if (stored == CheckpointFormat::kLibgptq) {
     return;
   }
   TORCH_CHECK(is_folder, "--format: must be libgptq for a TorchScript file, got ", format);
@@ -220,14 +262,26 @@ void QuantizeCommand::check_format(const LoadedModel& model, const std::vector<L
     }
     const QuantizeOptions used = flags.options.quantize_layer(linear.name);
     const int64_t group_size = used.per_tensor ? -1 : used.group_size;
-    check_gptq_fits(linear.name, used.bits, group_size, linear.out_features, linear.in_features);
+    switch (stored) {
+      case CheckpointFormat::kLibgptq:
+        break;
+      case CheckpointFormat::kGptq:
+        check_gptq_fits(linear.name, used.bits, group_size, linear.out_features, linear.in_features);
+        break;
+      case CheckpointFormat::kCompressedTensors:
+        check_compressed_tensors_fits(linear.name, used.bits, group_size, linear.in_features);
+        TORCH_CHECK(used.act_order != "dynamic" || group_size == -1,
+                    "--act-order: must not be dynamic with --format compressed-tensors, which has dropped "
+                    "weight_g_idx; static needs none");
+        break;
+    }
   }
 }
 
 void QuantizeCommand::run() {
   const auto start = Clock::now();
-  if (format == "gptq") {
-    flags.keep_head();
+  if (checkpoint_format() != CheckpointFormat::kLibgptq) {
+    flags.keep_head(format);
   }
   TORCH_CHECK(!is_pt2_archive(input.model), input.model,
               ": must not be compiled or exported; quantize the model it was made from, then export that");
@@ -260,7 +314,6 @@ void QuantizeCommand::run() {
   if (!scored.empty()) {
     score(model, quantized.module, scored, summary);
   }
-  save(model, quantized);
   const int64_t bytes_per_float = stored_element_size(model);
   for (const QuantizedLinear& layer : quantized.layers) {
     // The weight of a tied head stays, as the embedding.
@@ -268,6 +321,7 @@ void QuantizeCommand::run() {
     summary.linear_bytes_after += layer.bytes();
   }
   summary.layers = std::move(quantized.layers);
+  save(model, quantized.module, summary);
   summary.seconds_total = seconds_since(start);
   report.write(to_json(summary));
   print_summary(summary);
@@ -282,9 +336,10 @@ void add_quantize_command(CLI::App& app) {
   sub->add_option("-o,--output", command->output, "Folder (or TorchScript file) to write the result to")->required();
   sub->add_option(
          "--format", command->format,
-         "libgptq, or gptq: the checkpoint format of GPTQModel, AutoGPTQ and transformers, which keeps lm_head")
+         "libgptq; or, which keep lm_head, gptq: the checkpoint format of GPTQModel, AutoGPTQ and transformers, or "
+         "compressed-tensors: its pack-quantized, of vLLM")
       ->capture_default_str()
-      ->check(CLI::IsMember({"libgptq", "gptq"}));
+      ->check(CLI::IsMember({"libgptq", "gptq", "compressed-tensors"}));
   sub->add_option("--calibration", command->calibration,
                   "Text to gather the Hessians on, or FILE.safetensors: each tensor in it a batch that the model is "
                   "called with");
@@ -299,6 +354,11 @@ void add_quantize_command(CLI::App& app) {
   sub->add_option("--eval", command->eval,
                   "Text to score before and after, or FILE.safetensors to compare the outputs on");
   command->windows.add_to(*sub);
+  sub->add_option(
+         "--base-model", command->base_model,
+         "Name of the model on the Hugging Face hub, for the model card; default: that of a folder in the hub's "
+         "cache")
+      ->check(hub_name_check());
   sub->add_option("--json", command->json, "File to write the report to");
   sub->callback([command] { command->run(); });
 }

@@ -114,9 +114,9 @@ void QuantizeFlags::add_to(CLI::App& command) {
   lm_head_option_ = command.get_option("--lm-head");
 }
 
-void QuantizeFlags::keep_head() {
-  TORCH_CHECK(lm_head_option_->empty() || lm_head_ == "keep", "--lm-head: must be keep with --format gptq, got ",
-              lm_head_);
+void QuantizeFlags::keep_head(const std::string& format) {
+  TORCH_CHECK(lm_head_option_->empty() || lm_head_ == "keep", "--lm-head: must be keep with --format ", format,
+              ", got ", lm_head_);
   lm_head_ = "keep";
 }
 

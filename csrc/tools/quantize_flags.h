@@ -15,7 +15,8 @@ struct QuantizeFlags {
   void add_to(CLI::App& command);
   /// Makes --lm-head keep the default, for a checkpoint that cannot hold a quantized head. Throws if it was given
   /// otherwise. Before resolve.
-  void keep_head();
+  /// @param format of the checkpoint, for the error
+  void keep_head(const std::string& format);
   /// Fills in what the flags say of a model with these linears. Throws if one of them makes no sense.
   void resolve(const std::vector<LinearInfo>& linears);
 

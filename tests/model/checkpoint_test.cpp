@@ -151,9 +151,9 @@ CodedWeight coded(int64_t n, int64_t k, int64_t bits, bool reordered) {
 
 TEST_F(SaveQuantized, TheGptqFormatGoesThereAndBack) {
   const std::string path = "transformer.h.1.attn.c_proj";
-  const std::map<std::string, GptqLinear> linears = {{path_, {coded(72, 24, 4, true), {}}},
-                                                     {path, {coded(24, 24, 8, false), at::rand({24})}}};
-  save_gptq_checkpoint(in_(), out_(), linears, {{"quantizer", {"libgptq:0"}}});
+  const std::map<std::string, CodedLinear> linears = {{path_, {coded(72, 24, 4, true), {}}},
+                                                      {path, {coded(24, 24, 8, false), at::rand({24})}}};
+  save_coded_checkpoint(in_(), out_(), CheckpointFormat::kGptq, linears, {{"quantizer", {"libgptq:0"}}});
   const Json settings = read_json_object(folder_.path("out/quantize_config.json"));
   EXPECT_EQ(read_json_object(folder_.path("out/config.json"))["quantization_config"], settings);
   EXPECT_EQ(settings["checkpoint_format"], "gptq");
@@ -177,10 +177,11 @@ TEST_F(SaveQuantized, TheGptqFormatGoesThereAndBack) {
 TEST_F(SaveQuantized, ZeroPointsThatAreNotTheMiddleAreWrittenInVersion2) {
   CodedWeight weight = coded(72, 24, 4, false);
   weight.zeros = at::randint(16, {1, 72}, at::kByte);
-  save_gptq_checkpoint(in_(), out_(), {{path_, {weight, {}}}}, {});
+  save_coded_checkpoint(in_(), out_(), CheckpointFormat::kGptq, {{path_, {weight, {}}}}, {});
   EXPECT_EQ(read_json_object(folder_.path("out/quantize_config.json"))["checkpoint_format"], "gptq_v2");
-  EXPECT_ERROR(save_gptq_checkpoint(in_(), out_(), {}, {}), "must be a quantized linear");
-  EXPECT_ERROR(save_gptq_checkpoint(in_(), out_(), {{"lm_head", {weight, {}}}}, {}), "lm_head must keep its weight");
+  EXPECT_ERROR(save_coded_checkpoint(in_(), out_(), CheckpointFormat::kGptq, {}, {}), "must be a quantized linear");
+  EXPECT_ERROR(save_coded_checkpoint(in_(), out_(), CheckpointFormat::kGptq, {{"lm_head", {weight, {}}}}, {}),
+               "lm_head must keep its weight");
 }
 
 TEST_F(SaveQuantized, FailuresLeaveNothingBehind) {
