@@ -1,4 +1,4 @@
-// The GPTQ checkpoint format one bit at a time, for tests: slow, and apart from the library's own packing.
+// Checkpoint formats of packed words one bit at a time, for tests: slow, and apart from the library's own packing.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -9,11 +9,11 @@
 namespace gptq::testing {
 
 /// Bit b of field f of a column's stream is bit (f bits + b) of its words, the lowest first.
-/// @param values [F][C], F bits a multiple of 32
-/// @return i32 [F bits / 32, C]
+/// @param values [F][C]
+/// @return i32 [ceil(F bits / 32), C], bits that no field fills 0
 inline at::Tensor reference_pack(const std::vector<std::vector<int64_t>>& values, int64_t bits) {
   const auto fields = static_cast<int64_t>(values.size()), columns = static_cast<int64_t>(values[0].size());
-  at::Tensor words = at::zeros({fields * bits / 32, columns}, at::kLong);
+  at::Tensor words = at::zeros({(fields * bits + 31) / 32, columns}, at::kLong);
   auto word = words.accessor<int64_t, 2>();
   for (int64_t field = 0; field < fields; ++field) {
     for (int64_t column = 0; column < columns; ++column) {
@@ -28,7 +28,7 @@ inline at::Tensor reference_pack(const std::vector<std::vector<int64_t>>& values
   return at::where(words.ge(int64_t{1} << 31), words.sub(int64_t{1} << 32), words).to(at::kInt);
 }
 
-/// The inverse of reference_pack.
+/// The inverse of reference_pack, where the fields fill whole words.
 inline std::vector<std::vector<int64_t>> reference_unpack(const at::Tensor& words, int64_t bits) {
   const at::Tensor wide = words.to(at::kLong).contiguous();
   const auto word = wide.accessor<int64_t, 2>();

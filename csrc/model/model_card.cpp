@@ -21,13 +21,15 @@ constexpr std::string_view kSectionEnd = "<!-- /loading -->\n";
 /// Cards are text for people; what is larger is none.
 constexpr uint64_t kMaxCardBytes = 4 << 20;
 
+bool is_alphanumeric(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
 // Neither references to other lines nor anything else that means something to YAML or a terminal.
 bool is_plain(const std::string& line) {
   constexpr std::string_view kPlain = " ._:/+-()[],'\"@";
-  return std::all_of(line.begin(), line.end(), [&](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-           kPlain.find(c) != std::string_view::npos;
-  });
+  return std::all_of(line.begin(), line.end(),
+                     [&](char c) { return is_alphanumeric(c) || kPlain.find(c) != std::string_view::npos; });
 }
 
 const char* loading_text(CheckpointFormat format) {
@@ -94,6 +96,17 @@ std::string inherited_metadata(const std::string& card) {
   return closed ? result : "";
 }
 
+bool is_hub_name(const std::string& name) {
+  const auto is_part = [](std::string_view part) {
+    return !part.empty() && std::all_of(part.begin(), part.end(),
+                                        [](char c) { return is_alphanumeric(c) || c == '-' || c == '_' || c == '.'; });
+  };
+  const std::string_view all = name;
+  const size_t slash = all.find('/');
+  if (slash == std::string_view::npos) return is_part(all);
+  return is_part(all.substr(0, slash)) && is_part(all.substr(slash + 1));
+}
+
 std::optional<std::string> hub_name(const std::string& folder) {
   constexpr std::string_view kPrefix = "models--", kSeparator = "--";
   std::error_code ignored;
@@ -102,8 +115,10 @@ std::optional<std::string> hub_name(const std::string& folder) {
     if (part == "snapshots" && previous.starts_with(kPrefix)) {
       std::string name = previous.substr(kPrefix.size());
       const size_t separator = name.find(kSeparator);
-      if (separator != std::string::npos) name.replace(separator, kSeparator.size(), "/");
-      return name;
+      if (separator != std::string::npos) {
+        name = name.substr(0, separator) + "/" + name.substr(separator + kSeparator.size());
+      }
+      return is_hub_name(name) ? std::optional(name) : std::nullopt;
     }
     previous = part.string();
   }

@@ -16,7 +16,10 @@ std::string read_card(const std::string& folder);
 /// lists.
 std::string inherited_metadata(const std::string& card);
 
-/// The name, "owner/name", of a folder in the hub's cache, "…/models--owner--name/snapshots/…"; nothing for others.
+/// Whether it can be the name of a model on the hub: "owner/name" or "name".
+bool is_hub_name(const std::string& name);
+
+/// The name of a folder in the hub's cache, "…/models--owner--name/snapshots/…"; nothing for others.
 std::optional<std::string> hub_name(const std::string& folder);
 
 /// How folders of the format are loaded: a section in Markdown between two comments, by which convert_checkpoint finds

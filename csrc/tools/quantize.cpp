@@ -2,7 +2,6 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
-#include <regex>
 
 #include "model/aoti_package.h"
 #include "model/calibration.h"
@@ -83,10 +82,7 @@ struct Scored {
 
 // A name with a character that means something to YAML or Markdown would garble the card.
 CLI::Validator hub_name_check() {
-  return {[](std::string& name) {
-            const bool is_name = std::regex_match(name, std::regex("[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?"));
-            return is_name ? std::string() : "must be OWNER/NAME, got " + name;
-          },
+  return {[](std::string& name) { return is_hub_name(name) ? std::string() : "must be OWNER/NAME, got " + name; },
           "OWNER/NAME"};
 }
 

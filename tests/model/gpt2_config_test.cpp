@@ -80,7 +80,8 @@ TEST(GPT2Config, QuantizationSettings) {
     return with("quantization_config", json);
   };
   EXPECT_ERROR(changed("quant_method", "awq"),
-               "quantization_config: quant_method must be \"libgptq\" or \"gptq\", got \"awq\"");
+               "quantization_config: quant_method must be \"libgptq\", \"gptq\" or \"compressed-tensors\", got "
+               "\"awq\"");
   EXPECT_ERROR(changed("version", 2), "version must be 1, got 2");
   EXPECT_ERROR(changed("bits", 9), "bits must be an integer from 2 to 8, got 9");
   EXPECT_ERROR(changed("bits", 4.5), "bits must be an integer from 2 to 8, got 4.5");

@@ -260,7 +260,7 @@ class TestRefusals:
             ({"bits": None}, "bits must be 2, 3, 4 or 8, got null"),
             ({"group_size": 64}, r"qzeros\" must have shape"),
             ({"group_size": 0}, "group_size must be"),
-            ({"quant_method": "awq"}, 'quant_method must be "libgptq" or "gptq", got "awq"'),
+            ({"quant_method": "awq"}, 'quant_method must be "libgptq", "gptq" or "compressed-tensors", got "awq"'),
             ({"checkpoint_format": "marlin"}, 'checkpoint_format must be "gptq" or "gptq_v2", got "marlin"'),
             ({"pack_dtype": "int16"}, 'pack_dtype must be "int32"'),
             ({"rotation": "hadamard"}, "rotation must be null"),
