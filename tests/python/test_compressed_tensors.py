@@ -330,7 +330,7 @@ class TestRefusals:
         groups = torch.arange(256, dtype=torch.int32) // 32
         groups[5] = 8
         attempt("weight_g_idx", groups, saying=r"c_fc\.weight_g_idx must be in 0\.\.7, element 5 is 8")
-        attempt("packed", good[f"{LAYER}.weight_packed"], saying=r"c_fc\.packed\" is not part of the model")
+        attempt("packed", good[f"{LAYER}.weight_packed"].clone(), saying=r"c_fc\.packed\" is not part of the model")
 
     @pytest.mark.parametrize(
         ("changes", "saying"),
