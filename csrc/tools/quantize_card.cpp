@@ -130,11 +130,12 @@ std::string relative_loss(const QuantizeReport& report) {
   return report.rtn_loss > 0 ? formatted("%.3f", report.loss / report.rtn_loss) : "–";
 }
 
-std::string layers(const QuantizeSummary& summary) {
-  std::string result =
-      "## Layers\n\n"
-      "The loss is the squared error of a layer's outputs on the calibration text; beside it, the same as a share "
-      "of the loss of rounding to nearest.\n\n"
+std::string layers(const QuantizeSummary& summary, const CardSettings& settings) {
+  std::string result = "## Layers\n\nThe loss is ";
+  result += settings.calibration.empty() ? "the squared error of a layer's weight"
+                                         : "twice the mean squared error of a layer's outputs on the calibration text";
+  result +=
+      "; beside it, the same as a share of that of rounding to nearest.\n\n"
       "| layer | shape | bits | group size | loss | to nearest |\n"
       "| --- | ---: | ---: | ---: | ---: | ---: |\n";
   for (const QuantizedLinear& layer : summary.layers) {
@@ -151,7 +152,7 @@ std::string layers(const QuantizeSummary& summary) {
 
 std::string model_card(const QuantizeSummary& summary, const CardSettings& settings) {
   return front_matter(settings) + introduction(summary, settings) + loading_section(settings.format) + "\n" +
-         scores(summary, settings) + how_it_was_made(settings) + layers(summary);
+         scores(summary, settings) + how_it_was_made(settings) + layers(summary, settings);
 }
 
 }  // namespace gptq::tools
