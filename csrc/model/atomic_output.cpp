@@ -125,6 +125,10 @@ void AtomicFolder::commit() {
   if (!replaced.empty()) fs::remove_all(replaced, ignored);
 }
 
+void check_output_file(const std::string& path) {
+  AtomicFile probe(path);
+}
+
 void check_output_folder(const std::string& path) {
   AtomicFolder probe(path);
 }

@@ -47,6 +47,9 @@ class AtomicFolder {
   std::string temporary_;
 };
 
+/// Throws what AtomicFile would throw, before long work is begun. Leaves nothing behind.
+void check_output_file(const std::string& path);
+
 /// Throws what AtomicFolder would throw, before long work is begun. Leaves nothing behind.
 void check_output_folder(const std::string& path);
 

@@ -36,6 +36,8 @@ LoadedModel load_folder(const std::string& path) {
 void check_is_archive(const std::string& path) {
   const auto file = MappedFile::open(path);
   const std::string_view start(reinterpret_cast<const char*>(file->data()), std::min<uint64_t>(file->size(), 4));
+  TORCH_CHECK(start != "GGUF", path,
+              ": GGUF files are written only, must be a Hugging Face folder or a TorchScript file");
   TORCH_CHECK(start == std::string_view("PK\3\4", 4), path,
               ": offset 0: must be a Hugging Face folder, a TorchScript file or an AOTInductor package, is none");
 }

@@ -150,4 +150,15 @@ QuantizedTensors read_quantized_linear(GPT2Tensors& tensors, const std::optional
   return at_linear(tensors, path, [&] { return pack_weight(weight); });
 }
 
+std::map<std::string, CodedWeight> read_coded_linears(const TensorStore& store, const GPT2Config& config) {
+  GPT2Tensors tensors(store);
+  std::map<std::string, CodedWeight> linears;
+  for (const auto& [path, shape] : config.linear_shapes()) {
+    if (is_quantized_linear(tensors, path)) {
+      linears[path] = read_coded_linear(tensors, config.quantization, path, shape);
+    }
+  }
+  return linears;
+}
+
 }  // namespace gptq

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 
@@ -22,5 +23,8 @@ QuantizedTensors read_quantized_linear(GPT2Tensors& tensors, const std::optional
 /// The same as numbers.
 CodedWeight read_coded_linear(GPT2Tensors& tensors, const std::optional<QuantizationConfig>& settings,
                               const std::string& path, LinearShape shape);
+
+/// Every quantized linear of a checkpoint, by its path.
+std::map<std::string, CodedWeight> read_coded_linears(const TensorStore& store, const GPT2Config& config);
 
 }  // namespace gptq

@@ -195,12 +195,9 @@ void convert_checkpoint(const std::string& in, const std::string& out, Checkpoin
   TORCH_CHECK(model.kind == ModelKind::kHuggingFace, in,
               ": must be a Hugging Face folder, is of the kind: ", to_string(model.kind));
   const auto& settings = model.config->quantization;
-  const TensorStore store = TensorStore::open(in);
-  GPT2Tensors tensors(store);
   std::map<std::string, CodedLinear> linears;
-  for (const auto& [path, shape] : model.config->linear_shapes()) {
-    if (!is_quantized_linear(tensors, path)) continue;
-    linears[path].weight = read_coded_linear(tensors, settings, path, shape);
+  for (auto& [path, weight] : read_coded_linears(TensorStore::open(in), *model.config)) {
+    linears[path].weight = std::move(weight);
   }
   TORCH_CHECK(!linears.empty(), in, ": must be a quantized model, has no quantized linear");
   TORCH_CHECK(settings->format != format, in, ": must be of another format, is ", format_name(format), " already");

@@ -4,8 +4,11 @@
 #include <memory>
 
 #include "model/aoti_package.h"
+#include "model/atomic_output.h"
 #include "model/calibration.h"
 #include "model/compressed_tensors_format.h"
+#include "model/gguf_blocks.h"
+#include "model/gguf_gpt2.h"
 #include "model/gptq_format.h"
 #include "model/model_card.h"
 #include "model/output_error.h"
@@ -80,6 +83,16 @@ struct Scored {
   bool empty() const { return ids.empty() && batches.empty(); }
 };
 
+std::map<std::string, CodedLinear> coded_linears(const std::vector<QuantizedLinear>& layers,
+                                                 const std::map<std::string, QuantizedTensors>& replaced) {
+  std::map<std::string, CodedLinear> linears;
+  for (const QuantizedLinear& layer : layers) {
+    const QuantizedTensors& tensors = replaced.at(layer.name);
+    linears[layer.name] = {unpack_weight(tensors, layer.out_features, layer.in_features), tensors.bias};
+  }
+  return linears;
+}
+
 // A name with a character that means something to YAML or Markdown would garble the card.
 CLI::Validator hub_name_check() {
   return {[](std::string& name) { return is_hub_name(name) ? std::string() : "must be OWNER/NAME, got " + name; },
@@ -112,6 +125,8 @@ struct QuantizeCommand {
   void score(const LoadedModel& model, const torch::jit::Module& quantized, const Scored& scored,
              QuantizeSummary& summary) const;
   void check_format(const LoadedModel& model, const std::vector<LinearInfo>& linears) const;
+  void check_linear(const LinearInfo& linear) const;
+  std::string tokenizer_folder(const LoadedModel& model) const;
   Json settings() const;
   CheckpointFormat checkpoint_format() const { return format_named(format).value(); }
   CardSettings card_settings(const LoadedModel& model, CheckpointFormat stored) const;
@@ -192,20 +207,19 @@ void QuantizeCommand::save(const LoadedModel& model, const torch::jit::Module& q
     return;
   }
   const std::map<std::string, QuantizedTensors> replaced = replaced_tensors(summary.layers);
+  if (format == "gguf") {
+    save_gguf(model.source, tokenizer_folder(model), output, coded_linears(summary.layers, replaced));
+    return;
+  }
   const CheckpointFormat stored = checkpoint_format();
   const std::string card = model_card(summary, card_settings(model, stored));
   if (stored == CheckpointFormat::kLibgptq) {
     save_checkpoint(model.source, output, replaced, settings(), card);
     return;
   }
-  std::map<std::string, CodedLinear> linears;
-  for (const QuantizedLinear& layer : summary.layers) {
-    const QuantizedTensors& tensors = replaced.at(layer.name);
-    linears[layer.name] = {unpack_weight(tensors, layer.out_features, layer.in_features), tensors.bias};
-  }
   Json meta = settings();
   meta["quantizer"] = {"libgptq:" GPTQ_VERSION};
-  save_coded_checkpoint(model.source, output, stored, linears, meta, card);
+  save_coded_checkpoint(model.source, output, stored, coded_linears(summary.layers, replaced), meta, card);
 }
 
 Json QuantizeCommand::settings() const {
@@ -247,36 +261,49 @@ void QuantizeCommand::check_format(const LoadedModel& model, const std::vector<L
                   (model.config->quantization->format == CheckpointFormat::kLibgptq && format == "libgptq"),
               input.model,
               ": must be a float model or, with --format libgptq, one in that format (gptq convert makes it)");
-  const CheckpointFormat stored = checkpoint_format();
-  if (stored == CheckpointFormat::kLibgptq) {
+  if (format == "libgptq") {
     return;
   }
   TORCH_CHECK(is_folder, "--format: must be libgptq for a TorchScript file, got ", format);
+  if (format == "gguf") {
+    check_gguf_model(model.source, tokenizer_folder(model));
+  }
   for (const LinearInfo& linear : linears) {
-    if (flags.options.skip(linear.name)) {
-      continue;
-    }
-    const QuantizeOptions used = flags.options.quantize_layer(linear.name);
-    const int64_t group_size = used.per_tensor ? -1 : used.group_size;
-    switch (stored) {
-      case CheckpointFormat::kLibgptq:
-        break;
-      case CheckpointFormat::kGptq:
-        check_gptq_fits(linear.name, used.bits, group_size, linear.out_features, linear.in_features);
-        break;
-      case CheckpointFormat::kCompressedTensors:
-        check_compressed_tensors_fits(linear.name, used.bits, group_size, linear.in_features);
-        TORCH_CHECK(used.act_order != "dynamic" || group_size == -1,
-                    "--act-order: must not be dynamic with --format compressed-tensors, which has dropped "
-                    "weight_g_idx; static needs none");
-        break;
+    if (!flags.options.skip(linear.name)) {
+      check_linear(linear);
     }
   }
 }
 
+// That the format can hold what the settings make of the linear.
+void QuantizeCommand::check_linear(const LinearInfo& linear) const {
+  const QuantizeOptions used = flags.options.quantize_layer(linear.name);
+  const int64_t group_size = used.per_tensor ? -1 : used.group_size;
+  if (format == "gguf") {
+    check_gguf_fits(linear.name, used.bits, group_size, linear.in_features);
+    // Of thousands of zero points one always is none that GGUF has, and of thousands of columns two are apart.
+    TORCH_CHECK(used.symmetric, linear.name,
+                ": must be symmetric with --format gguf, where the minimum of a group is an f16, is asymmetric");
+    TORCH_CHECK(used.act_order != "dynamic" || group_size == -1 || group_size >= linear.in_features, linear.name,
+                ": act-order must be auto, static or off with --format gguf, where a group is of columns side by side, "
+                "got dynamic");
+  } else if (format == "gptq") {
+    check_gptq_fits(linear.name, used.bits, group_size, linear.out_features, linear.in_features);
+  } else {
+    check_compressed_tensors_fits(linear.name, used.bits, group_size, linear.in_features);
+    TORCH_CHECK(used.act_order != "dynamic" || group_size == -1,
+                "--act-order: must not be dynamic with --format compressed-tensors, which has dropped weight_g_idx; "
+                "static needs none");
+  }
+}
+
+std::string QuantizeCommand::tokenizer_folder(const LoadedModel& model) const {
+  return input.tokenizer.empty() ? model.source : input.tokenizer;
+}
+
 void QuantizeCommand::run() {
   const auto start = Clock::now();
-  if (checkpoint_format() != CheckpointFormat::kLibgptq) {
+  if (format != "gguf" && checkpoint_format() != CheckpointFormat::kLibgptq) {
     flags.keep_head(format);
   }
   TORCH_CHECK(!is_pt2_archive(input.model), input.model,
@@ -284,7 +311,9 @@ void QuantizeCommand::run() {
   const LoadedModel model = input.load();
   const std::vector<LinearInfo> linears = find_linears(model.module);
   flags.resolve(linears);
-  if (model.kind == ModelKind::kHuggingFace) {
+  if (format == "gguf") {
+    check_output_file(output);
+  } else if (model.kind == ModelKind::kHuggingFace) {
     check_output_folder(output);
   }
   check_format(model, linears);
@@ -329,13 +358,14 @@ void add_quantize_command(CLI::App& app) {
   const auto command = std::make_shared<QuantizeCommand>();
   CLI::App* sub = app.add_subcommand("quantize", "Quantize a model's linears with GPTQ");
   command->input.add_to(*sub);
-  sub->add_option("-o,--output", command->output, "Folder (or TorchScript file) to write the result to")->required();
-  sub->add_option(
-         "--format", command->format,
-         "libgptq; or, which keep lm_head, gptq: the checkpoint format of GPTQModel, AutoGPTQ and transformers, or "
-         "compressed-tensors: its pack-quantized, of vLLM")
+  sub->add_option("-o,--output", command->output, "Folder (or TorchScript or GGUF file) to write the result to")
+      ->required();
+  sub->add_option("--format", command->format,
+                  "libgptq; gguf: a file for llama.cpp, with 4 or 8 bits, symmetric; or, which keep lm_head, gptq: the "
+                  "checkpoint "
+                  "format of GPTQModel, AutoGPTQ and transformers, or compressed-tensors: its pack-quantized, of vLLM")
       ->capture_default_str()
-      ->check(CLI::IsMember({"libgptq", "gptq", "compressed-tensors"}));
+      ->check(CLI::IsMember({"libgptq", "gptq", "compressed-tensors", "gguf"}));
   sub->add_option("--calibration", command->calibration,
                   "Text to gather the Hessians on, or FILE.safetensors: each tensor in it a batch that the model is "
                   "called with");
