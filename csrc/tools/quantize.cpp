@@ -281,7 +281,7 @@ void QuantizeCommand::check_linear(const LinearInfo& linear) const {
   const int64_t group_size = used.per_tensor ? -1 : used.group_size;
   if (format == "gguf") {
     check_gguf_fits(linear.name, used.bits, group_size, linear.in_features);
-    // Of thousands of zero points one always is none that GGUF has, and of thousands of columns two are apart.
+    // What such weights come to is known only after the long work, and among thousands of groups one never fits.
     TORCH_CHECK(used.symmetric, linear.name,
                 ": must be symmetric with --format gguf, where the minimum of a group is an f16, is asymmetric");
     TORCH_CHECK(used.act_order != "dynamic" || group_size == -1 || group_size >= linear.in_features, linear.name,
