@@ -45,7 +45,10 @@ def read_folder(folder):
 
 
 def unpack(packed, n, k):
-    """Return the codes [N, K] of what pack_w4 packed."""
+    """Return the codes [N, K] of what pack_w4 or pack_w8 packed."""
+    if packed.shape[2] == 128:
+        halves = packed.numpy().reshape(*packed.shape[:2], 2, 16, 4)  # columns k0 .. k3 of each row, then k4 .. k7
+        return halves.transpose(0, 3, 1, 2, 4).reshape(packed.shape[0] * 16, -1)[:n, :k].astype(np.int64)
     dwords = packed.numpy().view(np.uint32)  # [N / 16, K / 8, 16]
     nibbles = (dwords[..., None] >> (4 * NIBBLE_OF_COLUMN)) & 15
     return nibbles.transpose(0, 2, 1, 3).reshape(dwords.shape[0] * 16, -1)[:n, :k].astype(np.int64)
@@ -55,18 +58,16 @@ def decode(tensors, path, settings, k):
     """Return the weight [N, K] in float32 that a linear of a libgptq checkpoint stands for, every value exact."""
     scales = tensors[f"{path}.scales"].double().numpy()
     layout = {**settings, **settings["modules"].get(path, {})}
-    planes = 2 if layout["bits"] > 4 else 1
-    n, width = scales.shape[1], planes * k
-    codes = unpack(tensors[f"{path}.packed"], n, width)
+    codes = unpack(tensors[f"{path}.packed"], scales.shape[1], k)
     group_size = k if layout["group_size"] == -1 else layout["group_size"]
-    groups = np.arange(width) // group_size
+    groups = np.arange(k) // group_size
     zeros = tensors.get(f"{path}.zeros")
-    zeros = np.full(scales.shape, 8) if zeros is None else zeros.numpy().astype(np.int64)
+    middle = 128 if layout["bits"] > 4 else 8
+    zeros = np.full(scales.shape, middle) if zeros is None else zeros.numpy().astype(np.int64)
     weight = (codes - zeros.T[:, groups]) * scales.T[:, groups]
-    weight = weight.reshape(n, planes, k).sum(1)
     if f"{path}.input_order" in tensors:
         ordered, weight = weight, np.empty_like(weight)
-        weight[:, tensors[f"{path}.input_order"][:k].numpy()] = ordered
+        weight[:, tensors[f"{path}.input_order"].numpy()] = ordered
     assert np.array_equal(weight, weight.astype(np.float32))
     return weight.astype(np.float32)
 
