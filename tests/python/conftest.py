@@ -1,5 +1,6 @@
 """What tests share. They find what was built by GPTQ_LIBRARY and GPTQ_DRIVER, or in the checkout's build folder."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,39 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+FORMAT_CELL = "format cell"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--format-matrix",
+        metavar="FILE",
+        help="write what was shown of formats, for scripts/format_matrix.py",
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    path = config.getoption("--format-matrix")
+    if path:
+        passed = [report for report in terminalreporter.stats.get("passed", []) if report.when == "call"]
+        cells = [value for report in passed for name, value in report.user_properties if name == FORMAT_CELL]
+        Path(path).write_text(json.dumps(cells, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def shown(record_property):
+    """Return a function that notes what a test has shown of a checkpoint format: one cell of docs/formats.md.
+
+    result is what the reader made of the model; it counts if the test passes.
+    """
+
+    def note(form, writer, options, reader, result):
+        cell = {"format": form, "writer": writer, "options": options, "reader": reader, "result": result}
+        record_property(FORMAT_CELL, cell)
+
+    return note
 
 
 def built(variable, default):

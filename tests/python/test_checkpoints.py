@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 SCORING = ["--window", "256", "--max-tokens", "2048"]
 WORD_BITS = 32
+SAME_BITS = "same bits"
 
 # By name: options of `quantize`, and the checkpoint_format that they lead to.
 SETTINGS = {
@@ -93,9 +94,11 @@ def settings_of(folder):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_formats_score_the_same_to_the_last_bit(gptq, written, perplexity, tmp_path, name):
+def test_formats_score_the_same_to_the_last_bit(gptq, written, perplexity, tmp_path, shown, name):
     folder, report = written(name)
     assert perplexity(folder) == report["perplexity"]["quantized"]
+    options, version = SETTINGS[name]
+    shown(version, "gptq quantize", " ".join(options), "gptq", SAME_BITS)
     for source, target, form in ((folder, "packed", "libgptq"), (tmp_path / "packed", "back", "gptq")):
         result = gptq("convert", source, tmp_path / target, "--format", form)
         assert result.returncode == 0, result.stderr
@@ -322,18 +325,15 @@ class TestPeers:
         return score
 
     @pytest.mark.parametrize("name", SETTINGS)
-    def test_gptqmodel_reads_what_is_written_here(self, written, peer_perplexity, name):
+    @pytest.mark.parametrize(
+        "reader, how", [("gptqmodel", ["--backend", "torch"]), ("transformers", ["--loader", "transformers"])]
+    )
+    def test_what_is_written_here_is_read_there(self, written, peer_perplexity, shown, name, reader, how):
         folder, report = written(name)
-        ours, theirs = report["perplexity"]["quantized"], peer_perplexity(folder, "--backend", "torch")
-        print(f"written here, {name}: {ours:.5f}, gptqmodel {theirs:.5f}, {theirs / ours - 1:+.1e}")
+        ours, theirs = report["perplexity"]["quantized"], peer_perplexity(folder, *how)
         assert theirs == pytest.approx(ours, rel=self.TOLERANCE)
-
-    @pytest.mark.parametrize("name", ["default", "asymmetric", "reordered"])
-    def test_transformers_reads_what_is_written_here(self, written, peer_perplexity, name):
-        folder, report = written(name)
-        ours, theirs = report["perplexity"]["quantized"], peer_perplexity(folder, "--loader", "transformers")
-        print(f"written here, {name}: {ours:.5f}, transformers {theirs:.5f}, {theirs / ours - 1:+.1e}")
-        assert theirs == pytest.approx(ours, rel=self.TOLERANCE)
+        options, version = SETTINGS[name]
+        shown(version, "gptq quantize", " ".join(options), reader, f"{ours:.3f} → {theirs:.3f}")
 
     @pytest.mark.parametrize(
         "options",
@@ -352,18 +352,20 @@ class TestPeers:
         ],
     )
     def test_what_gptqmodel_writes_is_read_here(
-        self, gptq, peer, demo_model, text, perplexity, peer_perplexity, tmp_path, options
+        self, gptq, peer, demo_model, text, perplexity, peer_perplexity, tmp_path, shown, options
     ):
         folder = tmp_path / "model"
         peer("quantize", demo_model, folder, "--text", text[0], *options.split())
         ours, theirs = perplexity(folder), peer_perplexity(folder, "--backend", "torch")
-        print(f"written by gptqmodel, {options}: {ours:.5f}, gptqmodel {theirs:.5f}, {theirs / ours - 1:+.1e}")
         assert ours == pytest.approx(theirs, rel=self.TOLERANCE)
+        version = settings_of(folder)["checkpoint_format"]
+        shown(version, "gptqmodel", options, "gptqmodel", f"{theirs:.3f}")
+        shown(version, "gptqmodel", options, "gptq", f"{theirs:.3f} → {ours:.3f}")
         result = gptq("convert", folder, tmp_path / "packed", "--format", "libgptq")
         assert result.returncode == 0, result.stderr
         assert perplexity(tmp_path / "packed") == ours
 
-    def test_zero_points_that_borrow(self, peer, demo_model, text, perplexity, peer_perplexity, tmp_path):
+    def test_zero_points_that_borrow(self, peer, demo_model, text, perplexity, peer_perplexity, tmp_path, shown):
         """It takes one off whole words, so that a zero point 0 changes the next one."""
         source = shutil.copytree(demo_model, tmp_path / "positive")
         tensors = load_file(source / "model.safetensors")
@@ -377,5 +379,7 @@ class TestPeers:
             stored = fields_of(made.get_tensor("transformer.h.0.mlp.c_fc.qzeros").numpy().T, 4)
         assert (stored == 15).sum() > 100
         ours, theirs = perplexity(folder), peer_perplexity(folder, "--backend", "torch")
-        print(f"zero points that borrow: {ours:.5f}, gptqmodel {theirs:.5f}, {theirs / ours - 1:+.1e}")
         assert ours == pytest.approx(theirs, rel=self.TOLERANCE)
+        options = "--group-size 32 --asymmetric, rows of positive weights"
+        shown("gptq", "gptqmodel", options, "gptqmodel", f"{theirs:.3f}")
+        shown("gptq", "gptqmodel", options, "gptq", f"{theirs:.3f} → {ours:.3f}")

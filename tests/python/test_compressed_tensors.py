@@ -99,7 +99,7 @@ def decompressed(folder):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_package_decompresses_the_same_weights(written, library_path, name):
+def test_the_package_decompresses_the_same_weights(written, library_path, shown, name):
     torch.ops.load_library(library_path)
     folder = written(name)
     weights, packed = decompressed(folder), tensors_of(written(name, "libgptq"))
@@ -112,6 +112,7 @@ def test_the_package_decompresses_the_same_weights(written, library_path, name):
         expected = dequantize(*held, weight.shape[1])
         assert weight.dtype == torch.float32
         torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+    shown("compressed-tensors", "gptq quantize", " ".join(SETTINGS[name]), "compressed-tensors", "same bits")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -134,8 +135,8 @@ def test_settings_are_those_that_readers_want(written, name):
     assert all(package_scheme(settings, layer) is None for layer in settings["ignore"])
 
 
-@pytest.mark.parametrize("name", ["asymmetric", "rows", "three", "mixed"])
-def test_formats_score_the_same_to_the_last_bit(gptq, written, perplexity, tmp_path, name):
+@pytest.mark.parametrize("name", SETTINGS)
+def test_formats_score_the_same_to_the_last_bit(gptq, written, perplexity, tmp_path, shown, name):
     folder = written(name)
     assert perplexity(folder) == perplexity(written(name, "libgptq"))
     for source, target, form in ((folder, "packed", "libgptq"), (tmp_path / "packed", "back", "compressed-tensors")):
@@ -144,6 +145,7 @@ def test_formats_score_the_same_to_the_last_bit(gptq, written, perplexity, tmp_p
     for one, other in ((tmp_path / "packed", written(name, "libgptq")), (tmp_path / "back", folder)):
         assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert settings_of(tmp_path / "back") == settings_of(folder)
+    shown("compressed-tensors", "gptq quantize", " ".join(SETTINGS[name]), "gptq", "same bits")
 
 
 def test_conversion_by_way_of_the_gptq_format(gptq, written, tmp_path):
@@ -248,10 +250,12 @@ COMPRESSED = {
 
 
 @pytest.mark.parametrize("name", COMPRESSED)
-def test_what_the_package_writes_is_read_here(gptq, demo_model, perplexity, text, tmp_path, name):
+def test_what_the_package_writes_is_read_here(gptq, demo_model, perplexity, text, tmp_path, shown, name):
     folder = compress(demo_model, tmp_path / "model", *COMPRESSED[name])
-    ours = perplexity(folder)
-    assert ours == pytest.approx(transformers_perplexity(folder, text[1]), rel=1e-5)
+    ours, theirs = perplexity(folder), transformers_perplexity(folder, text[1])
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    shown("compressed-tensors", "compressed-tensors", name, "compressed-tensors", f"{theirs:.3f}")
+    shown("compressed-tensors", "compressed-tensors", name, "gptq", f"{theirs:.3f} → {ours:.3f}")
     # Back to what the package wrote, but for the settings and the dtype of the scales.
     assert gptq("convert", folder, tmp_path / "packed", "--format", "libgptq").returncode == 0
     assert perplexity(tmp_path / "packed") == ours

@@ -9,10 +9,24 @@ import struct
 import subprocess
 
 import pytest
+import torch
+import transformers
 from conftest import refused
+from gptq.huggingface import LibgptqConfig
 from safetensors.numpy import load_file, save_file
+from test_model_parity import reference_perplexity
 
 CALIBRATION = ["--samples", "32", "--sequence-length", "256"]
+
+
+def transformers_perplexity(folder, text, report):
+    """Return the perplexity of a folder in transformers, by the recipe of a report of the driver."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert isinstance(model.config.quantization_config, LibgptqConfig)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    with torch.no_grad():
+        ids = tokenizer(text.read_text())["input_ids"]
+        return reference_perplexity(model, ids, report["window"], report["stride"])[0]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +119,7 @@ def test_quantized_folder_keeps_what_is_not_quantized(quantized, demo_model):
     ],
     ids=lambda options: " ".join(options),
 )
-def test_options_give_a_model_that_loads_to_the_same_bits(gptq, demo_model, text, tmp_path, options):
+def test_options_give_a_model_that_loads_to_the_same_bits(gptq, demo_model, text, tmp_path, shown, options):
     train, heldout = text
     short = tmp_path / "text.txt"
     short.write_bytes(heldout.read_bytes()[:12_000])
@@ -119,6 +133,11 @@ def test_options_give_a_model_that_loads_to_the_same_bits(gptq, demo_model, text
     assert result.returncode == 0, result.stderr
     loaded = json.loads((tmp_path / "eval.json").read_text())
     assert loaded["perplexity"]["baseline"] == report["perplexity"]["quantized"]
+    shown("libgptq", "gptq quantize", " ".join(options), "gptq", "same bits")
+    in_transformers = transformers_perplexity(tmp_path / "model", short, loaded)
+    assert in_transformers == pytest.approx(loaded["perplexity"]["baseline"], rel=1e-5)
+    result = f"{loaded['perplexity']['baseline']:.3f} → {in_transformers:.3f}"
+    shown("libgptq", "gptq quantize", " ".join(options), "transformers", result)
 
 
 def test_overrides_decide_per_layer(gptq, demo_model, text, tmp_path):

@@ -20,6 +20,7 @@ import export_aoti  # noqa: E402
 from gptq import QuantizedLinear  # noqa: E402
 
 VOCABULARY, POSITIONS = 4096, 64
+PACKAGED = "4 and 8 bits, asymmetric, gathered inputs"
 SHAPES = [(1, 1), (1, POSITIONS), (3, 17)]
 # The last window of the text is shorter than the others.
 WINDOWS = [(POSITIONS, POSITIONS), (POSITIONS, 23), (17, 17)]
@@ -128,7 +129,7 @@ def test_a_folder_of_the_driver_loads_in_python(folder, model, text, evaluate):
     assert report["perplexity"]["baseline"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_program_and_package_load_with_the_library_alone(model, exported, library_path, tmp_path):
+def test_program_and_package_load_with_the_library_alone(model, exported, library_path, tmp_path, shown):
     inputs = [token_ids(*shape) for shape in SHAPES]
     torch.save(inputs, tmp_path / "ids.pt")
     command = [sys.executable, "-c", LOAD, library_path, *exported, tmp_path / "ids.pt", tmp_path / "logits.pt"]
@@ -138,6 +139,8 @@ def test_program_and_package_load_with_the_library_alone(model, exported, librar
             expected = model(ids).logits
             assert torch.equal(from_program, expected)
             assert_close(from_package, expected)
+    shown("torch.export .pt2", "export_aoti.py", PACKAGED, "torch", "same bits")
+    shown("AOTInductor .pt2", "export_aoti.py", PACKAGED, "torch", "64 roundings at most")
 
 
 def test_compiles_once_for_all_sizes(model):
@@ -150,12 +153,14 @@ def test_compiles_once_for_all_sizes(model):
 
 
 @pytest.mark.parametrize(("window", "stride"), WINDOWS)
-def test_package_scores_as_the_folder_does(folder, exported, evaluate, window, stride):
+def test_package_scores_as_the_folder_does(folder, exported, evaluate, shown, window, stride):
     options = ["--window", window, "--stride", stride]
     expected = evaluate(folder, *options)
     report = evaluate(exported[1], "--tokenizer", folder, *options)
     assert report["tokens_scored"] == expected["tokens_scored"]
-    assert report["perplexity"]["baseline"] == pytest.approx(expected["perplexity"]["baseline"], rel=1e-5)
+    ours, theirs = expected["perplexity"]["baseline"], report["perplexity"]["baseline"]
+    assert theirs == pytest.approx(ours, rel=1e-5)
+    shown("AOTInductor .pt2", "export_aoti.py", PACKAGED, "gptq", f"{ours:.3f} → {theirs:.3f}")
 
 
 def test_package_is_compared_generates_and_is_inspected(gptq, folder, exported, evaluate, tmp_path):

@@ -32,6 +32,7 @@ SETTINGS = {
     ),
 }
 ASYMMETRIC = ("--asymmetric", "--group-size", "64", "--lm-head", "keep")
+Q4_1 = f"{' '.join(ASYMMETRIC)}, scales of 7 bits"
 TINY = ("--mode", "rtn", "--lm-head", "keep", "--skip", r"mlp\.c_fc", "--group-size", "32")
 # Where the nibbles of a dword lie in the packed format: column by column.
 NIBBLE_OF_COLUMN = np.array([0, 2, 4, 6, 1, 3, 5, 7], np.uint32)
@@ -149,7 +150,7 @@ def quantized(gptq, short_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_weight_is_the_same_to_the_last_bit(gptq, quantized, tmp_path, name):
+def test_every_weight_is_the_same_to_the_last_bit(gptq, quantized, tmp_path, shown, name):
     options, kinds = SETTINGS[name]
     folder = quantized(*options)
     result = gptq("convert", folder, tmp_path / "model.gguf", "--format", "gguf")
@@ -160,6 +161,7 @@ def test_every_weight_is_the_same_to_the_last_bit(gptq, quantized, tmp_path, nam
     assert types.get("output.weight") == (None if "keep" in options else Type.Q8_0)
     assert (types["blk.1.ffn_up.weight"] == Type.F16) == (name == "mixed")
     assert (types["blk.0.ffn_up.weight"] == Type.Q8_0) == (name in ("mixed", "bytes"))
+    shown("gguf", "gptq convert", " ".join(options), "gguf", "same bits")
 
 
 def test_quantize_writes_the_same_file(gptq, short_model, text, tmp_path):
@@ -291,7 +293,7 @@ def with_short_scales(folder, out):
     return out
 
 
-def test_minima_that_are_halves_make_q4_1(gptq, quantized, tmp_path):
+def test_minima_that_are_halves_make_q4_1(gptq, quantized, tmp_path, shown):
     refused(
         gptq("convert", quantized(*ASYMMETRIC), tmp_path / "model.gguf", "--format", "gguf"),
         saying=r"transformer\.h\.\d\.\S+: row \d+, group \d: -scale \* zero point must be an f16 in a GGUF file",
@@ -304,6 +306,7 @@ def test_minima_that_are_halves_make_q4_1(gptq, quantized, tmp_path):
     types = check_tensors(reader, folder)
     assert {types[f"blk.{layer}.{name}.weight"] for layer in range(2) for name in LINEARS.values()} == {Type.Q4_1}
     assert values_of(reader)["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q4_1
+    shown("gguf", "gptq convert", Q4_1, "gguf", "same bits")
 
 
 @pytest.fixture
@@ -320,21 +323,24 @@ def compare_with_llama_cpp(gptq, root, text, tmp_path):
         assert gptq("eval", folder, *scoring, tmp_path / "ours.json").returncode == 0
         theirs = json.loads((tmp_path / "theirs.json").read_text())
         ours = json.loads((tmp_path / "ours.json").read_text())["perplexity"]["baseline"]
-        print(f"{ours:.3f} here, {theirs['perplexity']:.3f} in llama.cpp")
         assert theirs["perplexity"] == pytest.approx(ours, rel=0.002)
         question = json.dumps(text[1].read_text(encoding="utf-8"))
         assert theirs["ids"] == json.loads(gptq("tokenize", folder, input=question).stdout)
+        return f"{ours:.3f} → {theirs['perplexity']:.3f}"
 
     return compare
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_llama_cpp_scores_the_same(compare_with_llama_cpp, quantized, demo_model, name):
-    compare_with_llama_cpp(quantized(*SETTINGS[name][0], model=demo_model), 256)
+def test_llama_cpp_scores_the_same(compare_with_llama_cpp, quantized, demo_model, shown, name):
+    options = SETTINGS[name][0]
+    result = compare_with_llama_cpp(quantized(*options, model=demo_model), 256)
+    shown("gguf", "gptq convert", " ".join(options), "llama.cpp", result)
 
 
-def test_llama_cpp_scores_q4_1_the_same(compare_with_llama_cpp, quantized, demo_model, tmp_path):
-    compare_with_llama_cpp(with_short_scales(quantized(*ASYMMETRIC, model=demo_model), tmp_path / "short"), 256)
+def test_llama_cpp_scores_q4_1_the_same(compare_with_llama_cpp, quantized, demo_model, tmp_path, shown):
+    folder = with_short_scales(quantized(*ASYMMETRIC, model=demo_model), tmp_path / "short")
+    shown("gguf", "gptq convert", Q4_1, "llama.cpp", compare_with_llama_cpp(folder, 256))
 
 
 @pytest.mark.parametrize("tied", [True, False])

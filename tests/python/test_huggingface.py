@@ -118,14 +118,26 @@ def driver(driver_path):
     return run
 
 
-def test_the_driver_reads_it_and_is_read(driver, demo_model, text, tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"symmetric": False, "group_size": 32},
+        {"bits": 3, "group_size": 64, "lm_head": "keep"},
+        {"bits": 8, "group_size": -1, "lm_head": "w4"},
+    ],
+)
+def test_the_driver_reads_it_and_is_read(driver, demo_model, text, tmp_path, shown, options):
     model = transformers.GPT2LMHeadModel.from_pretrained(demo_model, dtype=torch.float32)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(demo_model / "tokenizer.json"))
-    gptq.quantize(model, mode="rtn", progress=False)
+    gptq.quantize(model, mode="rtn", progress=False, **options)
     model.save_pretrained(tmp_path / "python")
     for name in ("vocab.json", "merges.txt", "tokenizer.json"):
         shutil.copy2(demo_model / name, tmp_path / "python" / name)
-    assert driver("quantize", demo_model, "-o", tmp_path / "driver", "--mode", "rtn").returncode == 0
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "symmetric"]
+    if not options.get("symmetric", True):
+        flags.append("--asymmetric")
+    assert driver("quantize", demo_model, "-o", tmp_path / "driver", "--mode", "rtn", *flags).returncode == 0
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "driver", dtype=torch.float32)
     ids = torch.tensor([tokenizer(text[1].read_text()[:2000])["input_ids"][:250]])
     assert torch.equal(logits(loaded, ids), logits(model, ids))
@@ -142,6 +154,11 @@ def test_the_driver_reads_it_and_is_read(driver, demo_model, text, tmp_path):
     perplexity = json.loads(report.read_text())["perplexity"]["baseline"]
     # Attention and gelu round otherwise in the driver.
     assert perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+    line = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    shown("libgptq", "save_pretrained", line, "gptq", f"{math.exp(loss):.3f} → {perplexity:.3f}")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "python")
+    assert torch.equal(logits(again, ids), logits(model, ids))
+    shown("libgptq", "save_pretrained", line, "transformers", "same bits")
 
 
 class TestMalformed:

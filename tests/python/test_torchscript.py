@@ -85,7 +85,7 @@ def test_other_attention_is_refused():
     ("form", "dtype"),
     [("traced", torch.float32), ("frozen", torch.float32), ("traced", torch.bfloat16), ("traced", torch.float16)],
 )
-def test_gpt2_goes_through_the_driver(gpt2, form, dtype, run_driver, library_path, demo_model, text, tmp_path):
+def test_gpt2_goes_through_the_driver(gpt2, form, dtype, run_driver, library_path, demo_model, text, tmp_path, shown):
     model = copy.deepcopy(gpt2).to(dtype)
     traced = export_torchscript.trace(model)
     module = torch.jit.freeze(traced) if form == "frozen" else traced
@@ -119,6 +119,10 @@ def test_gpt2_goes_through_the_driver(gpt2, form, dtype, run_driver, library_pat
     assert got.dtype == dtype
     error = float((got.detach().float() - expected).norm() / expected.norm())
     assert 1e-4 < error < 0.1  # 4-bit weights: each layer's outputs are off by a few per cent
+
+    options = f"GPT-2 of transformers, {form}, {str(dtype).removeprefix('torch.')}"
+    shown("TorchScript .pt", "gptq quantize", options, "gptq", "same bits")
+    shown("TorchScript .pt", "gptq quantize", options, "torch", f"{100 * error:.1f} % from the float model")
 
     # Of the float weights only the embeddings, layer norms and biases are left.
     kept = [model.transformer.wte.weight, model.transformer.wpe.weight]

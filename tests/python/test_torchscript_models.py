@@ -143,7 +143,7 @@ def perplexity_of(logits, windows):
 
 
 @pytest.mark.parametrize("make", [scripted, traced, frozen])
-def test_a_language_model_of_ones_own(make, gptq, run_alone, demo_model, short_text, tmp_path):
+def test_a_language_model_of_ones_own(make, gptq, run_alone, demo_model, short_text, tmp_path, shown):
     model = seeded(LanguageModel)
     torch.jit.save(make(model, torch.zeros(1, 32, dtype=torch.long)), tmp_path / "float.pt")
     tokenizer = ["--tokenizer", demo_model]
@@ -175,6 +175,8 @@ def test_a_language_model_of_ones_own(make, gptq, run_alone, demo_model, short_t
             report["perplexity"]["baseline"], rel=1e-4
         )
     assert matrices(tmp_path / "int4.pt") == [(64, 64), (4096, 64)]  # the embeddings
+    for reader in ("gptq", "torch"):
+        shown("TorchScript .pt", "gptq quantize", f"a model of one's own, {make.__name__}", reader, "same bits")
 
 
 # Other models: --calibration and --eval take tensors
