@@ -26,18 +26,17 @@ FORMATS = {
     "AOTInductor .pt2": ("AOTInductor", ["gptq", "torch"]),
 }
 
-# (format, writer or None, reader): why there is no such cell.
+MIXED = r"--override h\.0\.:bits=8,group_size=32 --override h\.1\.mlp:skip"
+THROUGH_GPTQMODEL = "not run: transformers loads these through gptqmodel"
+# (format, writer or None, options or None, reader): why there is no such cell.
 REASONS = {
-    ("gptq", "gptqmodel", "transformers"): "not run: transformers loads these through gptqmodel",
-    ("gptq_v2", "gptqmodel", "transformers"): "not run: transformers loads these through gptqmodel",
-    (
-        "compressed-tensors",
-        None,
-        "transformers",
-    ): "impossible: its integration replaces `nn.Linear`, GPT-2 has `Conv1D`",
-    ("compressed-tensors", None, "vLLM"): "not run: needs a GPU",
-    ("gguf", None, "gptq"): "impossible: GGUF files are written only",
-    ("torch.export .pt2", None, "gptq"): "impossible: the driver runs packages, which AOTInductor makes of it",
+    ("gptq", None, MIXED, "transformers"): "impossible: optimum 2.3, by which it loads, knows no `dynamic`",
+    ("gptq", "gptqmodel", None, "transformers"): THROUGH_GPTQMODEL,
+    ("gptq_v2", "gptqmodel", None, "transformers"): THROUGH_GPTQMODEL,
+    ("compressed-tensors", None, None, "transformers"): "impossible: it replaces `nn.Linear`, GPT-2 has `Conv1D`",
+    ("compressed-tensors", None, None, "vLLM"): "not run: needs a GPU",
+    ("gguf", None, None, "gptq"): "impossible: GGUF files are written only",
+    ("torch.export .pt2", None, None, "gptq"): "impossible: the driver runs packages, which AOTInductor makes of it",
 }
 
 HEADER = """# Formats, writers and readers
@@ -61,7 +60,8 @@ refused with an error that names the linear; the tests of that are `TestRefusals
 
 def cell(cells, form, writer, options, reader):
     found = cells.get((form, writer, options, reader))
-    reason = REASONS.get((form, writer, reader)) or REASONS.get((form, None, reader))
+    keys = [(form, one, other, reader) for one in (writer, None) for other in (options, None)]
+    reason = next((REASONS[key] for key in keys if key in REASONS), None)
     if found is None and reason is None:
         raise ValueError(f"no test shows, and REASONS does not say why: {form}, {writer} {options!r}, read by {reader}")
     return found or reason

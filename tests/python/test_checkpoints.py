@@ -329,6 +329,8 @@ class TestPeers:
         "reader, how", [("gptqmodel", ["--backend", "torch"]), ("transformers", ["--loader", "transformers"])]
     )
     def test_what_is_written_here_is_read_there(self, written, peer_perplexity, shown, name, reader, how):
+        if (name, reader) == ("mixed", "transformers"):
+            pytest.skip("optimum, by which transformers loads, knows no dynamic: other bits do not fit its layers")
         folder, report = written(name)
         ours, theirs = report["perplexity"]["quantized"], peer_perplexity(folder, *how)
         assert theirs == pytest.approx(ours, rel=self.TOLERANCE)

@@ -148,8 +148,8 @@ def test_the_driver_reads_it_and_is_read(driver, demo_model, text, tmp_path, sho
     scored = tokens[:, : model.config.n_positions]
     loss = torch.nn.functional.cross_entropy(logits(model, scored)[0, :-1].double(), scored[0, 1:])
     report = tmp_path / "eval.json"
-    options = ["--max-tokens", str(scored.shape[1]), "--window", str(scored.shape[1]), "--json", report]
-    done = driver("eval", tmp_path / "python", "--text", sample, *options)
+    scoring = ["--max-tokens", str(scored.shape[1]), "--window", str(scored.shape[1]), "--json", report]
+    done = driver("eval", tmp_path / "python", "--text", sample, *scoring)
     assert done.returncode == 0, done.stderr
     perplexity = json.loads(report.read_text())["perplexity"]["baseline"]
     # Attention and gelu round otherwise in the driver.
