@@ -18,7 +18,7 @@ FORMATS = {
     "gptq_v2": ("gptq, version 2", ["gptq", "gptqmodel", "transformers"]),
     "compressed-tensors": (
         "compressed-tensors, pack-quantized",
-        ["gptq", "compressed-tensors", "transformers", "vLLM"],
+        ["gptq", "compressed-tensors", "transformers"],
     ),
     "gguf": ("GGUF", ["gptq", "gguf", "llama.cpp"]),
     "TorchScript .pt": ("TorchScript", ["gptq", "torch"]),
@@ -27,14 +27,10 @@ FORMATS = {
 }
 
 MIXED = r"--override h\.0\.:bits=8,group_size=32 --override h\.1\.mlp:skip"
-THROUGH_GPTQMODEL = "not run: transformers loads these through gptqmodel"
 # (format, writer or None, options or None, reader): why there is no such cell.
 REASONS = {
     ("gptq", None, MIXED, "transformers"): "impossible: optimum 2.3, by which it loads, knows no `dynamic`",
-    ("gptq", "gptqmodel", None, "transformers"): THROUGH_GPTQMODEL,
-    ("gptq_v2", "gptqmodel", None, "transformers"): THROUGH_GPTQMODEL,
     ("compressed-tensors", None, None, "transformers"): "impossible: it replaces `nn.Linear`, GPT-2 has `Conv1D`",
-    ("compressed-tensors", None, None, "vLLM"): "not run: needs a GPU",
     ("gguf", None, None, "gptq"): "impossible: GGUF files are written only",
     ("torch.export .pt2", None, None, "gptq"): "impossible: the driver runs packages, which AOTInductor makes of it",
 }

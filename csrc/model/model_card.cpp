@@ -40,6 +40,11 @@ const char* loading_text(CheckpointFormat format) {
              "gptq generate FOLDER --prompt 'Once upon a time'\n"
              "gptq eval FOLDER --text heldout.txt\n"
              "gptq convert FOLDER OUT --format gptq   # for gptqmodel and transformers\n"
+             "```\n\n"
+             "```python\n"
+             "import gptq.huggingface\n"
+             "from transformers import AutoModelForCausalLM\n\n"
+             "model = AutoModelForCausalLM.from_pretrained('FOLDER')\n"
              "```\n";
     case CheckpointFormat::kGptq:
       return "The weights are in the GPTQ format:\n\n"
