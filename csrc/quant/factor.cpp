@@ -87,7 +87,7 @@ std::pair<at::Tensor, at::Tensor> reversed_cholesky(const at::Tensor& hessian, c
   } else {
     gather_scaled<double, double>(hessian, reversed, scale, matrix);
   }
-  const at::Tensor lower = cholesky(matrix);
+  const at::Tensor lower = gptq::cholesky(matrix);  // torch before 2.15 has an at::cholesky
   return {lower.defined() && reproduces(lower, matrix) ? lower : at::Tensor(), matrix};
 }
 

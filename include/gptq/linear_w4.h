@@ -19,6 +19,9 @@ namespace gptq {
 /// On the CPU the best instruction set of the machine is used. The environment variable GPTQ_CPU_ISA (scalar, avx2,
 /// avxvnni, avx512vnni or amx) forces one, and the operator throws where the machine lacks it.
 ///
+/// On CUDA the digits are multiplied by int8 tensor cores, on the current stream and without waiting for it; values of
+/// input_order are not checked there, and one outside 0..K-1 makes NaN.
+///
 /// Inference only: backward through the result throws.
 ///
 /// @param input f32, bf16 or f16 [..., K]; any strides

@@ -32,7 +32,7 @@ TEST(Cholesky, TellsWhatIsNotPositiveDefinite) {
   for (const int64_t at_column : {0, 10, 390, 799}) {
     at::Tensor matrix = at::eye(800, at::kDouble);
     matrix[at_column][at_column] = -1;
-    EXPECT_FALSE(cholesky(matrix).defined()) << at_column;
+    EXPECT_FALSE(gptq::cholesky(matrix).defined()) << at_column;
   }
 }
 
