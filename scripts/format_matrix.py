@@ -30,7 +30,7 @@ MIXED = r"--override h\.0\.:bits=8,group_size=32 --override h\.1\.mlp:skip"
 # (format, writer or None, options or None, reader): why there is no such cell.
 REASONS = {
     ("gptq", None, MIXED, "transformers"): "impossible: optimum 2.3, by which it loads, knows no `dynamic`",
-    ("gptq", "gptqmodel", "--group-size -1", "transformers"): "impossible: the kernel it takes wants groups of 32 to 256",
+    ("gptq", "gptqmodel", "--group-size -1", "transformers"): "impossible: its kernel wants groups of 32 to 256",
     ("compressed-tensors", None, None, "transformers"): "impossible: it replaces `nn.Linear`, GPT-2 has `Conv1D`",
     ("gguf", None, None, "gptq"): "impossible: GGUF files are written only",
     ("torch.export .pt2", None, None, "gptq"): "impossible: the driver runs packages, which AOTInductor makes of it",
