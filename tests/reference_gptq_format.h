@@ -1,10 +1,12 @@
-// Checkpoint formats of packed words one bit at a time, for tests: slow, and apart from the library's own packing.
+// Checkpoint formats one number and one bit at a time, for tests: slow, and apart from the library's own packing.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include <cstdint>
 #include <vector>
+
+#include "model/coded_weight.h"
 
 namespace gptq::testing {
 
@@ -44,6 +46,19 @@ inline std::vector<std::vector<int64_t>> reference_unpack(const at::Tensor& word
     }
   }
   return values;
+}
+
+/// f32 [N, K]: what the weight stands for, columns where the linear has them.
+inline at::Tensor dequantized(const CodedWeight& weight) {
+  const int64_t k = weight.codes.size(1);
+  at::Tensor result = at::empty(weight.codes.sizes());
+  for (int64_t column = 0; column < k; ++column) {
+    const int64_t group = weight.group_size == -1 ? 0 : column / weight.group_size;
+    const int64_t place = weight.input_order ? (*weight.input_order)[column].item<int64_t>() : column;
+    result.select(1, place).copy_((weight.codes.select(1, column).to(at::kFloat) - weight.zeros[group].to(at::kFloat)) *
+                                  weight.scales[group].to(at::kFloat));
+  }
+  return result;
 }
 
 }  // namespace gptq::testing

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "tests/model/tiny_gpt2.h"
+#include "tests/reference_gptq_format.h"
 
 namespace gptq {
 namespace {
@@ -17,21 +18,6 @@ CodedWeight random_weight(int64_t bits, int64_t group_size, int64_t n, int64_t k
   weight.scales = (at::randn({groups, n}, generator) * 0.01).to(at::kHalf);
   weight.zeros = at::full({groups, n}, int64_t{1} << (bits - 1), at::kByte);
   return weight;
-}
-
-// What the weight stands for, number by number; columns where the linear has them.
-std::vector<float> decoded(const CodedWeight& weight) {
-  const int64_t n = weight.codes.size(0), k = weight.codes.size(1);
-  std::vector<float> result(n * k);
-  for (int64_t row = 0; row < n; ++row) {
-    for (int64_t i = 0; i < k; ++i) {
-      const int64_t group = weight.group_size == -1 ? 0 : i / weight.group_size;
-      const int64_t column = weight.input_order ? (*weight.input_order)[i].item<int64_t>() : i;
-      const int64_t code = weight.codes[row][i].item<int64_t>() - weight.zeros[group][row].item<int64_t>();
-      result[row * k + column] = static_cast<float>(code) * weight.scales[group][row].item<float>();
-    }
-  }
-  return result;
 }
 
 float half_at(const uint8_t* bytes) {
@@ -64,7 +50,9 @@ void expect_exact(const CodedWeight& weight, GgufType type, int64_t block_bytes)
   const at::Tensor blocks = gguf_blocks(weight, type, "fc");
   ASSERT_EQ(blocks.sizes(), at::IntArrayRef({weight.codes.size(0), weight.codes.size(1) / 32, block_bytes}));
   ASSERT_TRUE(blocks.is_contiguous());
-  EXPECT_EQ(decoded(blocks, type), decoded(weight));
+  const at::Tensor expected = testing::dequantized(weight);
+  const float* values = expected.const_data_ptr<float>();
+  EXPECT_EQ(decoded(blocks, type), std::vector<float>(values, values + expected.numel()));
 }
 
 TEST(GgufBlocks, HoldSymmetricWeightsExactly) {

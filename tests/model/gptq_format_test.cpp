@@ -9,6 +9,7 @@
 namespace gptq {
 namespace {
 
+using testing::dequantized;
 using testing::reference_pack;
 using testing::reference_unpack;
 
@@ -80,18 +81,6 @@ Linear make_linear(const Case& c) {
     }
   }
   return linear;
-}
-
-at::Tensor dequantized(const CodedWeight& weight) {
-  const int64_t k = weight.codes.size(1);
-  at::Tensor result = at::empty(weight.codes.sizes());
-  for (int64_t column = 0; column < k; ++column) {
-    const int64_t group = weight.group_size == -1 ? 0 : column / weight.group_size;
-    const int64_t place = weight.input_order ? (*weight.input_order)[column].item<int64_t>() : column;
-    result.select(1, place).copy_((weight.codes.select(1, column).to(at::kFloat) - weight.zeros[group].to(at::kFloat)) *
-                                  weight.scales[group].to(at::kFloat));
-  }
-  return result;
 }
 
 std::vector<Case> cases() {

@@ -100,6 +100,25 @@ def gptq(driver_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def run_driver(gptq):
+    """Return what gptq does, for tests where that name is the package's."""
+    return gptq
+
+
+@pytest.fixture(scope="module")
+def perplexity(request, gptq, text, tmp_path_factory):
+    """Return a function that gives the perplexity of the short text by `gptq eval`, with the module's SCORING."""
+    report = tmp_path_factory.mktemp("eval") / "eval.json"
+
+    def score(folder):
+        result = gptq("eval", folder, "--text", text[1], *request.module.SCORING, "--json", report)
+        assert result.returncode == 0, result.stderr
+        return json.loads(report.read_text())["perplexity"]["baseline"]
+
+    return score
+
+
 def refused(process, *, saying):
     """Check that the driver ended with one error, the last line on stderr, that holds the text."""
     lines = process.stderr.strip().splitlines()

@@ -35,19 +35,6 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def perplexity(gptq, text, tmp_path_factory):
-    """Return a function that gives the perplexity of the short text by `gptq eval`."""
-    report = tmp_path_factory.mktemp("eval") / "eval.json"
-
-    def score(folder):
-        result = gptq("eval", folder, "--text", text[1], *SCORING, "--json", report)
-        assert result.returncode == 0, result.stderr
-        return json.loads(report.read_text())["perplexity"]["baseline"]
-
-    return score
-
-
-@pytest.fixture(scope="module")
 def written(gptq, demo_model, text, tmp_path_factory):
     """Return a function that gives what `quantize --format gptq` wrote with such settings, and its report."""
     folders = {}

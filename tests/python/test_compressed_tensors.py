@@ -37,19 +37,6 @@ PackQuantized = BaseCompressor.get_value_from_registry("pack-quantized")
 
 
 @pytest.fixture(scope="module")
-def perplexity(gptq, text, tmp_path_factory):
-    """Return a function that gives the perplexity of the short text by `gptq eval`."""
-    report = tmp_path_factory.mktemp("eval") / "eval.json"
-
-    def score(folder):
-        result = gptq("eval", folder, "--text", text[1], *SCORING, "--json", report)
-        assert result.returncode == 0, result.stderr
-        return json.loads(report.read_text())["perplexity"]["baseline"]
-
-    return score
-
-
-@pytest.fixture(scope="module")
 def written(gptq, demo_model, tmp_path_factory):
     """Return a function that gives what `quantize` wrote with such settings in a format."""
     folders = {}

@@ -108,16 +108,6 @@ def test_other_dtypes_and_the_base_model(saved):
         assert torch.equal(base(ids).last_hidden_state, model.transformer(ids).last_hidden_state)
 
 
-@pytest.fixture
-def driver(driver_path):
-    """Return a function that runs the driver."""
-
-    def run(*arguments):
-        return subprocess.run([driver_path, *map(str, arguments)], capture_output=True, text=True, timeout=600)
-
-    return run
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -127,7 +117,7 @@ def driver(driver_path):
         {"bits": 8, "group_size": -1, "lm_head": "w4"},
     ],
 )
-def test_the_driver_reads_it_and_is_read(driver, demo_model, text, tmp_path, shown, options):
+def test_the_driver_reads_it_and_is_read(run_driver, demo_model, text, tmp_path, shown, options):
     model = transformers.GPT2LMHeadModel.from_pretrained(demo_model, dtype=torch.float32)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(demo_model / "tokenizer.json"))
     gptq.quantize(model, mode="rtn", progress=False, **options)
@@ -137,7 +127,7 @@ def test_the_driver_reads_it_and_is_read(driver, demo_model, text, tmp_path, sho
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if name != "symmetric"]
     if not options.get("symmetric", True):
         flags.append("--asymmetric")
-    assert driver("quantize", demo_model, "-o", tmp_path / "driver", "--mode", "rtn", *flags).returncode == 0
+    assert run_driver("quantize", demo_model, "-o", tmp_path / "driver", "--mode", "rtn", *flags).returncode == 0
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "driver", dtype=torch.float32)
     ids = torch.tensor([tokenizer(text[1].read_text()[:2000])["input_ids"][:250]])
     assert torch.equal(logits(loaded, ids), logits(model, ids))
@@ -149,7 +139,7 @@ def test_the_driver_reads_it_and_is_read(driver, demo_model, text, tmp_path, sho
     loss = torch.nn.functional.cross_entropy(logits(model, scored)[0, :-1].double(), scored[0, 1:])
     report = tmp_path / "eval.json"
     scoring = ["--max-tokens", str(scored.shape[1]), "--window", str(scored.shape[1]), "--json", report]
-    done = driver("eval", tmp_path / "python", "--text", sample, *scoring)
+    done = run_driver("eval", tmp_path / "python", "--text", sample, *scoring)
     assert done.returncode == 0, done.stderr
     perplexity = json.loads(report.read_text())["perplexity"]["baseline"]
     # Attention and gelu round otherwise in the driver.

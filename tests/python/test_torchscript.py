@@ -45,15 +45,6 @@ def text(tmp_path_factory, root):
     return path
 
 
-@pytest.fixture
-def run_driver(driver_path):
-    def run(*arguments):
-        command = [str(part) for part in (driver_path, *arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    return run
-
-
 def logits_in_a_fresh_process(library, module, ids, folder):
     """Load with nothing but torch.ops.load_library."""
     torch.save(ids, folder / "ids.pt")
