@@ -89,8 +89,41 @@ int linear_w4_digits(at::ScalarType dtype, std::string_view compute) {
   return compute == "exact" && dtype == at::kFloat ? 3 : 2;
 }
 
-LinearW4Type linear_w4_type(at::ScalarType dtype) {
-  return dtype == at::kFloat ? LinearW4Type::kF32 : dtype == at::kHalf ? LinearW4Type::kF16 : LinearW4Type::kBf16;
+LinearW4Arguments prepare_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed,
+                                    const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
+                                    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& input_order,
+                                    int64_t group_size, std::string_view compute) {
+  check_linear_w4(bits, input, packed, scales, zeros, bias, input_order, group_size, compute);
+  const at::ScalarType dtype = input.scalar_type();
+  LinearW4Arguments a;
+  LinearW4Operands& p = a.operands;
+  p.bits = bits;
+  p.n = scales.size(1);
+  p.k = input.size(-1);
+  p.m = 1;
+  for (int64_t i = 0; i + 1 < input.dim(); ++i) p.m *= input.size(i);
+  p.digits = linear_w4_digits(dtype, compute);
+  p.type = dtype == at::kFloat ? LinearW4Type::kF32 : dtype == at::kHalf ? LinearW4Type::kF16 : LinearW4Type::kBf16;
+
+  a.x = input.dim() == 2 ? input : input.reshape({p.m, p.k});
+  if (a.x.stride(1) != 1) a.x = a.x.contiguous();
+  a.packed = packed.contiguous();
+  a.scales = scales.contiguous();
+  if (zeros) a.zeros = zeros->contiguous();
+  if (input_order) a.order = input_order->contiguous();
+  if (bias) a.bias = bias->to(at::kFloat).contiguous();
+  at::DimVector shape(input.sizes());
+  shape.back() = p.n;
+  a.y = at::empty(shape, input.options());
+  p.x = a.x.const_data_ptr();
+  p.x_stride = a.x.stride(0);
+  p.order = input_order ? a.order.const_data_ptr<int32_t>() : nullptr;
+  p.packed = a.packed.const_data_ptr<uint8_t>();
+  p.scales = reinterpret_cast<const uint16_t*>(a.scales.const_data_ptr<at::Half>());
+  p.zeros = zeros ? a.zeros.const_data_ptr<uint8_t>() : nullptr;
+  p.bias = bias ? a.bias.const_data_ptr<float>() : nullptr;
+  p.y = a.y.mutable_data_ptr();
+  return a;
 }
 
 std::vector<LinearW4Group> linear_w4_groups(int64_t k, int64_t group_size) {

@@ -62,8 +62,8 @@ inline constexpr int64_t kUntiledRows = 4;
 /// What x and y hold. 16-bit values are widened before and rounded, to nearest even, after the arithmetic above.
 enum class LinearW4Type : uint8_t { kF32, kBf16, kF16 };
 
-/// One product, as plain pointers. Nothing needs to be aligned beyond its element type.
-struct LinearW4Problem {
+/// One product, as plain pointers to the host or the device. Nothing needs to be aligned beyond its element type.
+struct LinearW4Operands {
   int64_t m, n, k;
   int bits;                // of a code: 4, or 8
   int digits;              // 1, 2 or 3
@@ -76,6 +76,10 @@ struct LinearW4Problem {
   const uint8_t* zeros;    // [weight groups, n], or null: middle_code(bits) everywhere
   const float* bias;       // [n] or null
   void* y;                 // [m, n]
+};
+
+/// What the CPU kernels work on.
+struct LinearW4Problem : LinearW4Operands {
   const LinearW4Group* groups;
   int64_t n_groups;
 

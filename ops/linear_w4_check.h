@@ -1,4 +1,4 @@
-// Argument checks of gptq::linear_w4 and linear_w8, shared by all devices.
+// What gptq::linear_w4 and linear_w8 do with their arguments on every device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,8 +21,19 @@ void check_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed
 /// How many digits the activations have: 1 for "int8", 2 for "bf16" and for 16-bit inputs, 3 for f32.
 int linear_w4_digits(at::ScalarType dtype, std::string_view compute);
 
-/// What the kernels call an input's dtype, which check_linear_w4 has let through.
-LinearW4Type linear_w4_type(at::ScalarType dtype);
+/// The arguments of one call, checked, as the kernels of any device want them: operands point into the tensors.
+struct LinearW4Arguments {
+  LinearW4Operands operands = {};
+  at::Tensor x, packed, scales, zeros, order, bias;
+  at::Tensor y;  ///< to be written
+};
+
+/// @param bits 4 for linear_w4, 8 for linear_w8
+/// @throws c10::Error where check_linear_w4 does
+LinearW4Arguments prepare_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed,
+                                    const at::Tensor& scales, const std::optional<at::Tensor>& zeros,
+                                    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& input_order,
+                                    int64_t group_size, std::string_view compute);
 
 /// The activation groups of a row of k columns, in order.
 std::vector<LinearW4Group> linear_w4_groups(int64_t k, int64_t group_size);

@@ -116,38 +116,13 @@ at::Tensor linear_w4_cpu_at_level(const LinearW4Level& level, int bits, const at
                                   const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
                                   const std::optional<at::Tensor>& input_order, int64_t group_size,
                                   std::string_view compute) {
-  check_linear_w4(bits, input, packed, scales, zeros, bias, input_order, group_size, compute);
+  const LinearW4Arguments arguments =
+      prepare_linear_w4(bits, input, packed, scales, zeros, bias, input_order, group_size, compute);
   LinearW4Problem p = {};
-  p.bits = bits;
-  p.n = scales.size(1);
-  p.k = input.size(-1);
-  p.m = 1;
-  for (int64_t i = 0; i + 1 < input.dim(); ++i) p.m *= input.size(i);
-  p.digits = linear_w4_digits(input.scalar_type(), compute);
-
-  at::Tensor x = input.dim() == 2 ? input : input.reshape({p.m, p.k});
-  if (x.stride(1) != 1) x = x.contiguous();
-  const at::Tensor weights = packed.contiguous(), scale = scales.contiguous();
-  const at::Tensor zero = zeros ? zeros->contiguous() : at::Tensor();
-  const at::Tensor order = input_order ? input_order->contiguous() : at::Tensor();
-  const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
-  at::DimVector shape(input.sizes());
-  shape.back() = p.n;
-  const at::Tensor y = at::empty(shape, input.options());
-  p.type = linear_w4_type(input.scalar_type());
-  p.x = x.const_data_ptr();
-  p.x_stride = x.stride(0);
-  if (input_order) {
-    p.order = order.const_data_ptr<int32_t>();
-    check_columns(p.order, p.k);
-  }
-  p.packed = weights.const_data_ptr<uint8_t>();
-  p.scales = reinterpret_cast<const uint16_t*>(scale.const_data_ptr<at::Half>());
-  p.zeros = zeros ? zero.const_data_ptr<uint8_t>() : nullptr;
-  p.bias = bias ? offset.const_data_ptr<float>() : nullptr;
-  p.y = y.mutable_data_ptr();
+  static_cast<LinearW4Operands&>(p) = arguments.operands;
+  if (p.order != nullptr) check_columns(p.order, p.k);
   if (p.m > 0 && p.n > 0) run(*level.kernel, p, linear_w4_groups(p.k, group_size));
-  return y;
+  return arguments.y;
 }
 
 TORCH_LIBRARY_IMPL(gptq, CPU, m) {

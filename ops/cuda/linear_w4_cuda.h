@@ -7,22 +7,9 @@
 
 namespace gptq {
 
-/// One product on the device, as LinearW4Problem has it on the host; every pointer is a device pointer. Nothing needs
-/// to be aligned beyond its element type but the packed weight, to 16 bytes.
-struct LinearW4CudaProblem {
-  int64_t m, n, k;
+/// One product on the device. The packed weight is aligned to 16 bytes.
+struct LinearW4CudaProblem : LinearW4Operands {
   int64_t group_size;  // columns per weight group, at least 1
-  int bits;            // 4 or 8
-  int digits;          // 1, 2 or 3
-  LinearW4Type type;   // of x and y
-  const void* x;
-  int64_t x_stride;
-  const int32_t* order;
-  const uint8_t* packed;
-  const uint16_t* scales;
-  const uint8_t* zeros;
-  const float* bias;
-  void* y;
 
   // Scratch, of the sizes below.
   int8_t* x_digits;
