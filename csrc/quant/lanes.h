@@ -11,7 +11,6 @@
 #else
 #define GPTQ_CLONES
 #endif
-#define GPTQ_INLINE inline __attribute__((always_inline))
 
 namespace gptq {
 

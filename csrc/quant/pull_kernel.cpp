@@ -2,166 +2,109 @@
 // has it. It sees no torch header, whose inline functions could be kept in a form made for a wide instruction set.
 #include "quant/pull_kernel.h"
 
+#include <cstring>
+
+#include "quant/pull_bf16_kernel.h"
+#include "quant/pull_tile.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define GPTQ_X86_LEVELS 1
 #endif
-#define GPTQ_INLINE inline __attribute__((always_inline))
 
 namespace gptq {
 namespace {
 
-constexpr int64_t kStripBytes = 256;
-constexpr int64_t kPanel = 96;  // columns that stay in the first-level cache: 24 KiB
+template <int64_t kBytes, int64_t kVectors, int64_t kColumns>
+struct Tile : TileShape<kBytes, kVectors, kColumns> {
+  template <typename Vector, typename T>
+  static GPTQ_INLINE void multiply_add(Vector& sum, const Vector& column, T m) {
+    sum += column * m;
+  }
 
-template <typename T, int64_t kBytes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kBytes)));
+  static GPTQ_INLINE float upper(Bf16Pair pair) { return as_float(pair & 0xffff0000U); }
+  static GPTQ_INLINE float lower(Bf16Pair pair) { return as_float(pair << 16); }
+
+  static GPTQ_INLINE void multiply_add(typename VectorOf<float, kBytes>::type& sum,
+                                       const typename VectorOf<Bf16Pair, kBytes>::type& column, Bf16Pair m) {
+    using Vector = typename VectorOf<float, kBytes>::type;
+    sum += reinterpret_cast<Vector>(column & 0xffff0000U) * upper(m);
+    sum += reinterpret_cast<Vector>(column << 16) * lower(m);
+  }
+
+ private:
+  static GPTQ_INLINE float as_float(uint32_t bits) {
+    float value = 0;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
 };
 
-/// How many registers a tile takes: kVectors vectors of kBytes for each of kColumns sums.
-template <int64_t kBytes_, int64_t kVectors_, int64_t kColumns_>
-struct Tile {
-  static constexpr int64_t kBytes = kBytes_, kVectors = kVectors_, kColumns = kColumns_;
-};
+template <typename From, typename T>
+using Pull = void (*)(const From*, int64_t, const From*, int64_t, int64_t, int64_t, T*);
 
-template <typename Shape, int64_t kColumns, typename T>
-GPTQ_INLINE void pull_tile(const T* matrix, int64_t stride, const T* columns, int64_t count, T* targets) {
-  using Vector = typename VectorOf<T, Shape::kBytes>::type;
-  constexpr int64_t rows = kStripBytes / sizeof(T);
-  Vector sums[kColumns][Shape::kVectors];
-  for (int64_t c = 0; c < kColumns; ++c) {
-    for (int64_t v = 0; v < Shape::kVectors; ++v) {
-      sums[c][v] = reinterpret_cast<const Vector*>(targets + c * rows)[v];
-    }
-  }
-  for (int64_t j = 0; j < count; ++j) {
-    const auto* column = reinterpret_cast<const Vector*>(columns + j * rows);
-    for (int64_t c = 0; c < kColumns; ++c) {
-      const T m = matrix[c * stride + j];
-      for (int64_t v = 0; v < Shape::kVectors; ++v) {
-        sums[c][v] += column[v] * m;
-      }
-    }
-  }
-  for (int64_t c = 0; c < kColumns; ++c) {
-    for (int64_t v = 0; v < Shape::kVectors; ++v) {
-      reinterpret_cast<Vector*>(targets + c * rows)[v] = sums[c][v];
-    }
-  }
-}
-
-constexpr int64_t kLine = 64;  // bytes
-
-// What the next panel reads of kRows rows of the matrix: too far apart for the processor to see coming.
-template <int64_t kRows, typename T>
-GPTQ_INLINE void prefetch_rows(const T* matrix, int64_t stride) {
-  constexpr int64_t step = kLine / sizeof(T);
-  for (int64_t row = 0; row < kRows; ++row) {
-    for (int64_t j = 0; j < kPanel; j += step) {
-      __builtin_prefetch(matrix + row * stride + j, 0, 2);
-    }
-  }
-}
-
-// Parts [from, to) of count of the next panel's columns.
-template <typename T>
-GPTQ_INLINE void prefetch_columns(const T* columns, int64_t from, int64_t to, int64_t count) {
-  constexpr int64_t lines = kPanel * kStripBytes / kLine, step = kLine / sizeof(T);
-  for (int64_t line = lines * from / count; line < lines * to / count; ++line) {
-    __builtin_prefetch(columns + line * step, 0, 2);
-  }
-}
-
-// The columns that are left, at most kMost.
-template <typename Shape, int64_t kMost, typename T>
-GPTQ_INLINE void pull_rest(const T* matrix, int64_t stride, const T* columns, int64_t width, int64_t count,
-                           T* targets) {
-  if constexpr (kMost > 0) {
-    if (count == kMost) {
-      pull_tile<Shape, kMost>(matrix, stride, columns, width, targets);
-    } else {
-      pull_rest<Shape, kMost - 1>(matrix, stride, columns, width, count, targets);
-    }
-  }
-}
-
-// more: whether a panel follows.
-template <typename Shape, typename T>
-GPTQ_INLINE void pull_panel(const T* matrix, int64_t stride, const T* columns, int64_t width, int64_t count, bool more,
-                            T* targets) {
-  constexpr int64_t rows = kStripBytes / sizeof(T), lanes = Shape::kVectors * Shape::kBytes / sizeof(T);
-  for (int64_t lane = 0; lane < rows; lane += lanes) {
-    int64_t c = 0;
-    for (; c + Shape::kColumns <= count; c += Shape::kColumns) {
-      if (more && lane == 0) {
-        prefetch_rows<Shape::kColumns>(matrix + c * stride + kPanel, stride);
-        prefetch_columns(columns + kPanel * rows, c, c + Shape::kColumns, count);
-      }
-      pull_tile<Shape, Shape::kColumns>(matrix + c * stride, stride, columns + lane, width, targets + c * rows + lane);
-    }
-    pull_rest<Shape, Shape::kColumns - 1>(matrix + c * stride, stride, columns + lane, width, count - c,
-                                          targets + c * rows + lane);
-  }
-}
-
-template <typename Shape, typename T>
-GPTQ_INLINE void pull_all(const T* matrix, int64_t stride, const T* columns, int64_t from, int64_t to, int64_t count,
-                          T* targets) {
-  constexpr int64_t rows = kStripBytes / sizeof(T);
-  for (int64_t j = from; j < to; j += kPanel) {
-    const bool more = to - j > kPanel;
-    pull_panel<Shape>(matrix + j, stride, columns + j * rows, more ? kPanel : to - j, count, more, targets);
-  }
-}
-
-template <typename T>
-using Pull = void (*)(const T*, int64_t, const T*, int64_t, int64_t, int64_t, T*);
-
-template <typename T>
-void pull_baseline(const T* matrix, int64_t stride, const T* columns, int64_t from, int64_t to, int64_t count,
+template <typename From, typename T>
+void pull_baseline(const From* matrix, int64_t stride, const From* columns, int64_t from, int64_t to, int64_t count,
                    T* targets) {
   pull_all<Tile<16, 4, 2>>(matrix, stride, columns, from, to, count, targets);
 }
 
 #ifdef GPTQ_X86_LEVELS
-template <typename T>
-__attribute__((target("avx2,fma"))) void pull_avx2(const T* matrix, int64_t stride, const T* columns, int64_t from,
-                                                   int64_t to, int64_t count, T* targets) {
+template <typename From, typename T>
+__attribute__((target("avx2,fma"))) void pull_avx2(const From* matrix, int64_t stride, const From* columns,
+                                                   int64_t from, int64_t to, int64_t count, T* targets) {
   pull_all<Tile<32, 4, 2>>(matrix, stride, columns, from, to, count, targets);
 }
 
-template <typename T>
-__attribute__((target("avx512f"))) void pull_avx512(const T* matrix, int64_t stride, const T* columns, int64_t from,
-                                                    int64_t to, int64_t count, T* targets) {
+template <typename From, typename T>
+__attribute__((target("avx512f"))) void pull_avx512(const From* matrix, int64_t stride, const From* columns,
+                                                    int64_t from, int64_t to, int64_t count, T* targets) {
   pull_all<Tile<64, 4, kTileColumns>>(matrix, stride, columns, from, to, count, targets);
 }
 #endif
 
-template <typename T>
-Pull<T> choose() {
+template <typename From, typename T>
+Pull<From, T> choose() {
 #ifdef GPTQ_X86_LEVELS
   if (__builtin_cpu_supports("avx512f")) {
-    return pull_avx512<T>;
+    return pull_avx512<From, T>;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return pull_avx2<T>;
+    return pull_avx2<From, T>;
   }
 #endif
-  return pull_baseline<T>;
+  return pull_baseline<From, T>;
 }
 
 }  // namespace
 
 void pull(const float* matrix, int64_t stride, const float* columns, int64_t from, int64_t to, int64_t count,
           float* targets) {
-  static const Pull<float> chosen = choose<float>();
+  static const Pull<float, float> chosen = choose<float, float>();
   chosen(matrix, stride, columns, from, to, count, targets);
 }
 
 void pull(const double* matrix, int64_t stride, const double* columns, int64_t from, int64_t to, int64_t count,
           double* targets) {
-  static const Pull<double> chosen = choose<double>();
+  static const Pull<double, double> chosen = choose<double, double>();
   chosen(matrix, stride, columns, from, to, count, targets);
+}
+
+void pull(const Bf16Pair* matrix, int64_t stride, const Bf16Pair* columns, int64_t from, int64_t to, int64_t count,
+          float* targets) {
+  static const Pull<Bf16Pair, float> chosen =
+      kPullBf16 != nullptr && __builtin_cpu_supports("avx512bf16") ? kPullBf16 : choose<Bf16Pair, float>();
+  chosen(matrix, stride, columns, from, to, count, targets);
+}
+
+void round_to_pairs(const float* first, const float* second, int64_t count, int64_t step, Bf16Pair* pairs) {
+  const auto rounded = [](float value) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits + 0x7fffU + ((bits >> 16) & 1U);
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    pairs[i] = (rounded(first[i * step]) & 0xffff0000U) | (rounded(second[i * step]) >> 16);
+  }
 }
 
 }  // namespace gptq

@@ -8,6 +8,7 @@
 #include <functional>
 #include <vector>
 
+#include "quant/gradient_factor.h"
 #include "quant/refine_kernel.h"
 #include "quant/strips.h"
 
@@ -17,13 +18,14 @@ namespace {
 // What a thread needs for one strip.
 struct Buffers {
   at::Tensor errors, levels, gradients, changes, losses;
+  GradientStrip factored;
 };
 
 template <typename T>
 class Refiner {
  public:
   Refiner(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& added, const Grid& grid)
-      : grid_(grid), weight_(weight), hessian_(hessian), damping_(added.to(weight.scalar_type())) {
+      : grid_(grid), weight_(weight), hessian_(hessian), factor_(hessian), damping_(added.to(weight.scalar_type())) {
     scales_ = groups_to_strips<T>(grid.scales, 1);
     zeros_ = groups_to_strips<T>(grid.zeros, 0);
   }
@@ -33,7 +35,8 @@ class Refiner {
       const auto columns = [&](int64_t count) { return at::empty({count, kRows}, weight_.options()); };
       std::vector<Buffers> buffers;
       for (int64_t i = 0; i < std::min(kStripsTogether, end - begin); ++i) {
-        buffers.push_back({columns(k_), columns(k_), columns(grid_.group_size), columns(grid_.group_size), columns(1)});
+        buffers.push_back({columns(k_ + k_ % 2), columns(k_), columns(grid_.group_size), columns(grid_.group_size),
+                           columns(1), factor_.make_strip(grid_.group_size)});
       }
       for (int64_t first = begin; first < end; first += kStripsTogether) {
         const int64_t last = std::min(first + kStripsTogether, end);
@@ -80,16 +83,18 @@ class Refiner {
         errors[k * kRows + row] -= levels[k * kRows + row] * scales[row];
       }
     });
+    std::fill_n(errors + k_ * kRows, k_ % 2 * kRows, T(0));
+    factor_.load(errors, buffers.factored);
   }
 
   void load_gradients(int64_t first, int64_t count, size_t strips, const std::vector<Buffers>& buffers) const {
     for (size_t i = 0; i < strips; ++i) {
       std::fill_n(buffers[i].gradients.data_ptr<T>(), count * kRows, T(0));
     }
-    for (int64_t from = 0; from < k_; from += kPulledColumns) {
+    for (int64_t part = 0; part < factor_.parts(); ++part) {
       for (size_t i = 0; i < strips; ++i) {
-        pull(hessian_.const_data_ptr<T>() + first * k_, k_, buffers[i].errors.data_ptr<T>(), from,
-             std::min(from + kPulledColumns, k_), count, buffers[i].gradients.data_ptr<T>());
+        factor_.add_part(part, buffers[i].errors.const_data_ptr<T>(), buffers[i].factored, first, count,
+                         buffers[i].gradients.data_ptr<T>());
       }
     }
   }
@@ -100,10 +105,12 @@ class Refiner {
       load_gradients(first, count, static_cast<size_t>(end - begin), buffers);
       for (int64_t s = begin; s < end; ++s) {
         const Buffers& own = buffers[s - begin];
+        factor_.before_change(own.errors.const_data_ptr<T>(), first, count, own.factored);
         refine_group({k_, hessian_.const_data_ptr<T>(), damping_.const_data_ptr<T>(), first, count,
                       static_cast<T>(grid_.rule.max_code()), own.errors.data_ptr<T>(), own.levels.data_ptr<T>(),
                       strip_data<T>(scales_, s) + group * kRows, strip_data<T>(zeros_, s) + group * kRows,
                       own.gradients.data_ptr<T>(), own.changes.data_ptr<T>(), own.losses.data_ptr<T>(), fit_scales});
+        factor_.after_change(own.errors.const_data_ptr<T>(), first, count, own.factored);
       }
     }
   }
@@ -120,7 +127,9 @@ class Refiner {
   }
 
   const Grid& grid_;
-  at::Tensor weight_, hessian_, damping_, scales_, zeros_;
+  at::Tensor weight_, hessian_;
+  GradientFactor<T> factor_;
+  at::Tensor damping_, scales_, zeros_;
   int64_t n_ = weight_.size(0), k_ = weight_.size(1);
 };
 

@@ -120,4 +120,20 @@ GPTQ_CLONES void refine_group(const RefinedGroup<double>& group) {
   refine(group);
 }
 
+GPTQ_CLONES void subtract_products(const float* values, const float* factors, const float* rows, int64_t rank,
+                                   int64_t count, float* out) {
+  constexpr int64_t tile = 256;  // columns that stay in the first-level cache
+  for (int64_t first = 0; first < count; first += tile) {
+    const int64_t last = first + tile < count ? first + tile : count;
+    for (int64_t j = first; j < last; ++j) {
+      out[j] = values[j];
+    }
+    for (int64_t i = 0; i < rank; ++i) {
+      for (int64_t j = first; j < last; ++j) {
+        out[j] -= factors[i] * rows[i * count + j];
+      }
+    }
+  }
+}
+
 }  // namespace gptq

@@ -27,8 +27,13 @@ struct RefinedGroup {
 };
 
 /// Moves each code in turn to where the loss e Hd eᵀ of its row is least with all others fixed, then the scale to its
-/// least squares value in float16 if that is less. Neither step increases the loss.
+/// least squares value in float16 if that is less. Neither step increases the loss if the gradients are exact.
 void refine_group(const RefinedGroup<float>& group);
 void refine_group(const RefinedGroup<double>& group);
+
+/// out[j] = values[j] - Σ_{i in [0, rank)} factors[i] · rows[i][j] for j in [0, count), i ascending.
+/// @param rows [rank][count]
+void subtract_products(const float* values, const float* factors, const float* rows, int64_t rank, int64_t count,
+                       float* out);
 
 }  // namespace gptq

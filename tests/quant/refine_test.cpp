@@ -77,7 +77,9 @@ TEST(Refine, NeverIncreasesALoss) {
         options.refine_sweeps = sweeps;
         const at::Tensor error = layer.weight - quantize_weight(weight, hessian, options).dequantize();
         losses.push_back(reference::quadratic_form(Matrix(error), hd));
-        EXPECT_LE(losses.back(), losses[losses.size() > 1 ? losses.size() - 2 : 0] * (1 + 1e-6)) << group_size;
+        // In float32 the gradients are of bfloat16 (see GradientFactor), which may move a code too far by 2^-8 of it.
+        const double slack = dtype == at::kFloat ? 1e-3 : 1e-12;
+        EXPECT_LE(losses.back(), losses[losses.size() > 1 ? losses.size() - 2 : 0] * (1 + slack)) << group_size;
       }
       EXPECT_LT(losses.back(), 0.99 * losses.front());
     }
