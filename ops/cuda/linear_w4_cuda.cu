@@ -5,8 +5,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "cuda/launch.h"
 #include "cuda/linear_w4_cuda.h"
 #include "cuda/linear_w4_layout.h"
+#include "cuda/ptx.h"
 
 namespace gptq {
 namespace {
@@ -91,12 +93,6 @@ __global__ void split_kernel(LinearW4CudaProblem p, int64_t row_begin, int64_t g
     const float scale = usable ? __fdiv_rn(magnitude, 127.0f) : largest == 0 ? 0.0f : __int_as_float(0x7fc00000);
     p.x_scales[row * groups + group] = scale;
   }
-}
-
-__device__ void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint2 b) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
 // A lane's codes of one group, of C blocks of 16 columns: as stored, one or two pairs of dwords for each step.
@@ -210,7 +206,7 @@ class Warp {
           const int8_t* from = digits + digit_byte(group.group, D, d, atom);
           const uint2 b = there ? *reinterpret_cast<const uint2*>(from) : uint2{0, 0};
 #pragma unroll
-          for (int c = 0; c < C; ++c) multiply_add(j[c][t][d], a[c], b);
+          for (int c = 0; c < C; ++c) multiply_add_u8_s8(j[c][t][d], a[c], b);
         }
       }
     }
@@ -284,57 +280,58 @@ cudaError_t make_plan(const LinearW4CudaProblem& p, Plan& plan) {
   const int64_t tiles = ceil_div(p.m, kTileTokens);
   plan.tokens = tiles == 1 ? 1 : tiles == 2 || p.digits == 3 ? 2 : 4;
   plan.columns = tiles <= 2 ? 1 : 2;
-  int device = 0, processors = 0;
-  if (const cudaError_t error = cudaGetDevice(&device)) return error;
-  if (const cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))
-    return error;
+  DeviceLimits device;
+  if (const cudaError_t error = device_limits(device)) return error;
   const int64_t blocks = ceil_div(ceil_div(p.n, kAtomRows), plan.columns * kWarps) * ceil_div(tiles, plan.tokens);
-  const int64_t spans = p.k == 0 ? 1 : span_total(p.k);
+  const int64_t spans = p.k == 0 ? 1 : span_total(p.k, p.group_size);
   // Four blocks of four warps keep enough loads in flight on a multiprocessor.
-  const int64_t wanted = ceil_div(int64_t{4} * processors, blocks);
+  const int64_t wanted = ceil_div(int64_t{4} * device.multiprocessors, blocks);
   plan.spans_per_slice = ceil_div(spans, wanted < spans ? wanted : spans);
   plan.slices = ceil_div(spans, plan.spans_per_slice);
   return cudaSuccess;
 }
 
 template <int B, int D, int C, int T>
-void launch(const LinearW4CudaProblem& p, const Plan& plan, int64_t row_begin, int64_t row_end, cudaStream_t stream) {
+cudaError_t launch_multiply(const LinearW4CudaProblem& p, const Plan& plan, int64_t row_begin, int64_t row_end,
+                            cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(ceil_div(p.n, kAtomRows), C * kWarps)),
                   static_cast<unsigned>(ceil_div(row_end - row_begin, T * kTileTokens)),
                   static_cast<unsigned>(plan.slices));
-  multiply_kernel<B, D, C, T>
-      <<<grid, 32 * kWarps, 0, stream>>>(p, row_begin, row_end, plan.spans_per_slice, plan.slices > 1);
+  return launch(multiply_kernel<B, D, C, T>, {grid, 32 * kWarps}, stream, p, row_begin, row_end, plan.spans_per_slice,
+                plan.slices > 1);
 }
 
 template <int B, int D>
-void run(const LinearW4CudaProblem& p, const Plan& plan, cudaStream_t stream) {
+cudaError_t multiply(const LinearW4CudaProblem& p, const Plan& plan, int64_t row, int64_t end, cudaStream_t stream) {
+  if (plan.columns == 1 && plan.tokens == 1) return launch_multiply<B, D, 1, 1>(p, plan, row, end, stream);
+  if (plan.columns == 1) return launch_multiply<B, D, 1, 2>(p, plan, row, end, stream);
+  if constexpr (D < 3)
+    if (plan.tokens == 4) return launch_multiply<B, D, 2, 4>(p, plan, row, end, stream);
+  return launch_multiply<B, D, 2, 2>(p, plan, row, end, stream);
+}
+
+template <int B, int D>
+cudaError_t run(const LinearW4CudaProblem& p, const Plan& plan, cudaStream_t stream) {
   const int64_t groups = group_total(p.k, p.group_size);
   for (int64_t row = 0; row < p.m; row += kRowsAtOnce) {
     const int64_t end = row + kRowsAtOnce < p.m ? row + kRowsAtOnce : p.m;
-    const dim3 grid(static_cast<unsigned>(ceil_div(groups, kWarps)), static_cast<unsigned>(end - row));
-    split_kernel<D><<<grid, 32 * kWarps, 0, stream>>>(p, row, groups);
-    if (plan.columns == 1 && plan.tokens == 1) {
-      launch<B, D, 1, 1>(p, plan, row, end, stream);
-    } else if (plan.columns == 1) {
-      launch<B, D, 1, 2>(p, plan, row, end, stream);
-    } else if (plan.tokens == 2) {
-      launch<B, D, 2, 2>(p, plan, row, end, stream);
-    } else if constexpr (D < 3) {
-      launch<B, D, 2, 4>(p, plan, row, end, stream);
+    if (groups > 0) {
+      const dim3 grid(static_cast<unsigned>(ceil_div(groups, kWarps)), static_cast<unsigned>(end - row));
+      if (const cudaError_t error = launch(split_kernel<D>, {grid, 32 * kWarps}, stream, p, row, groups)) return error;
     }
+    if (const cudaError_t error = multiply<B, D>(p, plan, row, end, stream)) return error;
   }
-  if (plan.slices > 1) {
-    const dim3 grid(static_cast<unsigned>(ceil_div(p.n, 256)),
-                    static_cast<unsigned>(p.m < kRowsAtOnce ? p.m : kRowsAtOnce));
-    add_spans_kernel<<<grid, 256, 0, stream>>>(p, span_total(p.k));
-  }
+  if (plan.slices == 1) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.n, 256)),
+                  static_cast<unsigned>(p.m < kRowsAtOnce ? p.m : kRowsAtOnce));
+  return launch(add_spans_kernel, {grid, 256}, stream, p, span_total(p.k, p.group_size));
 }
 
 template <int B>
-void run(const LinearW4CudaProblem& p, const Plan& plan, cudaStream_t stream) {
+cudaError_t run(const LinearW4CudaProblem& p, const Plan& plan, cudaStream_t stream) {
   if (p.digits == 1) return run<B, 1>(p, plan, stream);
   if (p.digits == 2) return run<B, 2>(p, plan, stream);
-  run<B, 3>(p, plan, stream);
+  return run<B, 3>(p, plan, stream);
 }
 
 }  // namespace
@@ -346,19 +343,14 @@ cudaError_t linear_w4_cuda_scratch(const LinearW4CudaProblem& p, LinearW4CudaScr
   scratch.x_digits = p.m * groups * p.digits * kGroupDigitBytes;
   scratch.x_scales = p.m * groups;
   scratch.x_sums = p.m * groups * p.digits;
-  scratch.span_sums = plan.slices > 1 ? span_total(p.k) * p.m * p.n : 0;
+  scratch.span_sums = plan.slices > 1 ? span_total(p.k, p.group_size) * p.m * p.n : 0;
   return cudaSuccess;
 }
 
 cudaError_t linear_w4_cuda(const LinearW4CudaProblem& p, cudaStream_t stream) {
   Plan plan;
   if (const cudaError_t error = make_plan(p, plan)) return error;
-  if (p.bits == 8) {
-    run<8>(p, plan, stream);
-  } else {
-    run<4>(p, plan, stream);
-  }
-  return cudaGetLastError();
+  return p.bits == 8 ? run<8>(p, plan, stream) : run<4>(p, plan, stream);
 }
 
 }  // namespace gptq

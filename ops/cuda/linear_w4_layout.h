@@ -63,8 +63,10 @@ GPTQ_HOST_DEVICE int64_t group_total(int64_t k, int64_t width) {
   const int64_t per_weight_group = (width + kActivationGroup - 1) / kActivationGroup;
   return k / width * per_weight_group + (k % width + kActivationGroup - 1) / kActivationGroup;
 }
-GPTQ_HOST_DEVICE int64_t span_total(int64_t k) {
-  return (k + kSpan - 1) / kSpan;
+/// How many spans a row of k > 0 columns has: none after the one that the last group begins in.
+GPTQ_HOST_DEVICE int64_t span_total(int64_t k, int64_t width) {
+  const int64_t weight_begin = (k - 1) / width * width;
+  return (weight_begin + (k - 1 - weight_begin) / kActivationGroup * kActivationGroup) / kSpan + 1;
 }
 
 // mma.m16n8k32: 16 columns of the weight by 8 tokens by 32 columns of the input. Lane 4·i + t holds, of the weight,

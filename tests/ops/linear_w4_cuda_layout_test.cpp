@@ -19,8 +19,9 @@ TEST(LinearW4CudaLayout, TheCursorWalksTheGroups) {
     const int64_t width = shape.group_size == -1 ? shape.k : std::min(shape.group_size, shape.k);
     const auto groups = linear_w4_groups(shape.k, shape.group_size);
     ASSERT_EQ(group_total(shape.k, width), static_cast<int64_t>(groups.size()));
+    ASSERT_EQ(span_total(shape.k, width), groups.back().begin / kSpan + 1);
     // From the start of every span, as slices of the device begin there.
-    for (int64_t span = 0; span < span_total(shape.k); ++span) {
+    for (int64_t span = 0; span < span_total(shape.k, width); ++span) {
       GroupCursor cursor(shape.k, width, span * kSpan);
       for (size_t g = 0; g < groups.size(); ++g) {
         if (groups[g].begin < span * kSpan) continue;
