@@ -42,7 +42,7 @@ inline constexpr int warpSize = 32;
 namespace gptq::cuda_on_host {
 
 /// What device_limits() says; a test may change it.
-inline DeviceLimits device = {3, 9, 227 * 1024};
+inline DeviceLimits device = {3, 227 * 1024, true};
 
 /// Runs all that was launched.
 void synchronize();

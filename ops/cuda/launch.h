@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <initializer_list>
 
 namespace gptq {
 
@@ -12,17 +13,25 @@ struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;  ///< of shared_memory()
   /// The kernel may begin before the one ahead of it on the stream has ended, and waits for it itself, by
-  /// wait_for_kernel_ahead(). Needs compute capability 9.0.
+  /// wait_for_kernel_ahead(). Only where DeviceLimits::overlaps_kernels.
   bool overlaps = false;
 };
 
 struct DeviceLimits {
   int multiprocessors;
-  int capability_major;
-  int shared_bytes;  ///< that a thread block may have
+  int shared_bytes;       ///< that a thread block may have
+  bool overlaps_kernels;  ///< see LaunchShape::overlaps
 };
 
 #ifdef __CUDACC__
+
+/// Whether the kernels that the device runs were compiled for compute capability 9.0 or later: kernels for an earlier
+/// one, as the driver compiles them for later devices, do not wait for what is ahead of them.
+constexpr bool has_code_that_overlaps(int capability) {
+  for (const int compiled : {__CUDA_ARCH_LIST__})
+    if (compiled >= 900 && compiled <= capability) return true;
+  return false;
+}
 
 /// Of the current device; asked once a thread and device.
 static inline cudaError_t device_limits(DeviceLimits& limits) {
@@ -33,7 +42,10 @@ static inline cudaError_t device_limits(DeviceLimits& limits) {
   if (device != known_device) {
     const auto ask = [&](int& value, cudaDeviceAttr what) { return cudaDeviceGetAttribute(&value, what, device); };
     if (const cudaError_t error = ask(known.multiprocessors, cudaDevAttrMultiProcessorCount)) return error;
-    if (const cudaError_t error = ask(known.capability_major, cudaDevAttrComputeCapabilityMajor)) return error;
+    int major = 0, minor = 0;
+    if (const cudaError_t error = ask(major, cudaDevAttrComputeCapabilityMajor)) return error;
+    if (const cudaError_t error = ask(minor, cudaDevAttrComputeCapabilityMinor)) return error;
+    known.overlaps_kernels = has_code_that_overlaps(100 * major + 10 * minor);
     if (const cudaError_t error = ask(known.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin)) return error;
     known_device = device;
   }

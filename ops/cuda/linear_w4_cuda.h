@@ -10,21 +10,29 @@ namespace gptq {
 /// One product on the device. The packed weight is aligned to 16 bytes.
 struct LinearW4CudaProblem : LinearW4Operands {
   int64_t group_size;  // columns per weight group, at least 1
-
-  // Scratch, of the sizes below.
-  int8_t* x_digits;
-  float* x_scales;
-  int32_t* x_sums;
-  float* span_sums;
 };
 
-/// Bytes or elements of scratch that a problem needs.
-struct LinearW4CudaScratch {
-  int64_t x_digits, x_scales, x_sums, span_sums;
+/// How a product is dealt out on the current device.
+struct LinearW4CudaPlan {
+  // M <= kGemvTokens: warps of a thread block, of which each takes blocks of 16 columns and every so many-th span.
+  bool gemv;
+  int column_warps, span_warps;
+  // Larger M: tokens of a thread block, and the spans of k dealt out in slices.
+  int tile_tokens;
+  int64_t slices, spans_per_slice;
+
+  bool overlaps;  // see LaunchShape
+  int64_t record_bytes, scratch_bytes;
 };
-cudaError_t linear_w4_cuda_scratch(const LinearW4CudaProblem& p, LinearW4CudaScratch& scratch);
+
+/// Up to here the weight is read once by warps of their own; beyond, by tiles.
+inline constexpr int64_t kGemvTokens = 8;
+
+cudaError_t plan_linear_w4_cuda(const LinearW4CudaProblem& p, LinearW4CudaPlan& plan);
 
 /// Enqueues the product on the stream and returns without waiting. An input_order outside 0 .. k - 1 gives NaN.
-cudaError_t linear_w4_cuda(const LinearW4CudaProblem& p, cudaStream_t stream);
+/// @param scratch plan.scratch_bytes, aligned to 16
+cudaError_t linear_w4_cuda(const LinearW4CudaProblem& p, const LinearW4CudaPlan& plan, void* scratch,
+                           cudaStream_t stream);
 
 }  // namespace gptq

@@ -13,7 +13,7 @@
 namespace gptq {
 namespace {
 
-/// Where 8 bytes can be loaded at once.
+/// As asynchronous copies of 16 bytes need it.
 bool is_aligned(const at::Tensor& tensor) {
   constexpr uintptr_t kAlignment = 16;
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kAlignment == 0;
@@ -35,18 +35,10 @@ at::Tensor linear_cuda(const at::Tensor& input, const at::Tensor& packed, const 
     p.packed = arguments.packed.const_data_ptr<uint8_t>();
   }
 
-  LinearW4CudaScratch sizes = {};
-  C10_CUDA_CHECK(linear_w4_cuda_scratch(p, sizes));
-  const auto on_device = input.options();
-  const at::Tensor digits = at::empty({sizes.x_digits}, on_device.dtype(at::kChar));
-  const at::Tensor x_scales = at::empty({sizes.x_scales}, on_device.dtype(at::kFloat));
-  const at::Tensor x_sums = at::empty({sizes.x_sums}, on_device.dtype(at::kInt));
-  const at::Tensor span_sums = at::empty({sizes.span_sums}, on_device.dtype(at::kFloat));
-  p.x_digits = digits.mutable_data_ptr<int8_t>();
-  p.x_scales = x_scales.mutable_data_ptr<float>();
-  p.x_sums = x_sums.mutable_data_ptr<int32_t>();
-  p.span_sums = span_sums.mutable_data_ptr<float>();
-  C10_CUDA_CHECK(linear_w4_cuda(p, c10::cuda::getCurrentCUDAStream()));
+  LinearW4CudaPlan plan = {};
+  C10_CUDA_CHECK(plan_linear_w4_cuda(p, plan));
+  const at::Tensor scratch = at::empty({plan.scratch_bytes}, input.options().dtype(at::kByte));
+  C10_CUDA_CHECK(linear_w4_cuda(p, plan, scratch.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()));
   return arguments.y;
 }
 

@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstring>
+#include <set>
+#include <vector>
 
 #include "cuda/linear_w4_layout.h"
 #include "linear_w4_check.h"
@@ -49,16 +51,31 @@ uint8_t byte_of(uint32_t word, int64_t i) {
   return static_cast<uint8_t>(word >> (8 * i));
 }
 
-// A lane's part of 16 columns by four atoms, as multiply_kernel reads it.
+// A lane's part of 16 columns by four atoms, as the kernels read it from where they put it.
 Fragment weight_fragment(const uint8_t* atoms, int bits, int lane) {
-  const uint8_t* from = atoms + lane_atom(lane) * atom_bytes(bits) + lane_byte(lane);
+  std::vector<uint8_t> staged(staged_bytes(bits));
+  for (int byte = 0; byte < 4 * atom_bytes(bits); ++byte) staged[staged_byte(bits, byte)] = atoms[byte];
+  const int from = lane_atom(lane) * static_cast<int>(atom_bytes(bits)) + lane_byte(lane);
   uint32_t first[2], second[2];
-  std::memcpy(first, from, sizeof(first));
+  std::memcpy(first, &staged[staged_byte(bits, from)], sizeof(first));
   if (bits == 8) {
-    std::memcpy(second, from + 64, sizeof(second));
+    std::memcpy(second, &staged[staged_byte(bits, from + 64)], sizeof(second));
     return {first[0], first[1], second[0], second[1]};
   }
   return {nibbles(first[0], 0), nibbles(first[1], 0), nibbles(first[0], 1), nibbles(first[1], 1)};
+}
+
+TEST(LinearW4CudaLayout, HalfAWarpTouchesEveryBankOnce) {
+  for (const int bits : {4, 8})
+    for (int first = 0; first < 32; first += 16)
+      for (const int half : {0, bits == 8 ? 64 : 0}) {
+        std::set<int> banks;
+        for (int lane = first; lane < first + 16; ++lane) {
+          const int from = lane_atom(lane) * static_cast<int>(atom_bytes(bits)) + lane_byte(lane) + half;
+          banks.insert(staged_byte(bits, from) / 8 % 16);
+        }
+        EXPECT_EQ(banks.size(), 16) << bits << " bits, from lane " << first << " and byte " << half;
+      }
 }
 
 TEST(LinearW4CudaLayout, AWarpMultipliesItsTile) {
@@ -71,9 +88,8 @@ TEST(LinearW4CudaLayout, AWarpMultipliesItsTile) {
     std::array<std::array<uint32_t, 2>, 32> inputs;
     for (int lane = 0; lane < 32; ++lane) {
       weights[lane] = weight_fragment(packed.const_data_ptr<uint8_t>(), bits, lane);
-      // One token's digits of one group of digit 0 begin as the columns do.
-      const int64_t at = lane_digit_token(lane) * kColumns + digit_byte(0, 1, 0, lane_atom(lane));
-      std::memcpy(inputs[lane].data(), digits.const_data_ptr<int8_t>() + at, 8);
+      // The row of one digit and step is [token][32 columns], as this tensor is.
+      std::memcpy(inputs[lane].data(), digits.const_data_ptr<int8_t>() + 8 * lane, 8);
     }
     const at::Tensor expected = codes.to(at::kInt).matmul(digits.to(at::kInt).t());  // [16 columns of y, 8 tokens]
     for (int lane = 0; lane < 32; ++lane)
@@ -94,9 +110,12 @@ TEST(LinearW4CudaLayout, AWarpMultipliesItsTile) {
   }
 }
 
-TEST(LinearW4CudaLayout, DigitsOfGroupsDoNotOverlap) {
-  EXPECT_EQ(digit_byte(0, 3, 1, 0), kGroupDigitBytes);
-  EXPECT_EQ(digit_byte(0, 3, 2, kGroupAtoms - 1) + kAtomColumns, digit_byte(1, 3, 0, 0));
+TEST(LinearW4CudaLayout, RecordsDoNotOverlapAndAreAligned) {
+  for (const int digits : {1, 2, 3}) {
+    EXPECT_EQ(record_byte(0, 5, 1, digits), record_header_bytes(digits) + 5 * digits * 8 * 32);
+    EXPECT_EQ(record_byte(1, 5, 0, digits), 5 * record_byte(0, 5, 1, digits));
+    EXPECT_EQ(record_bytes(digits) % 16, 0);
+  }
 }
 
 }  // namespace
