@@ -14,7 +14,7 @@ void plan_gemv(int64_t spans, LinearW4CudaPlan& plan) {
 }
 
 void plan_gemm(const LinearW4CudaProblem& p, int64_t spans, const DeviceLimits& device, LinearW4CudaPlan& plan) {
-  const GemmTile tile = gemm_tile(p.m);
+  const GemmTile tile = gemm_tile(p, device.shared_bytes);
   plan.tile_tokens = tile.tokens;
   // Two blocks on a multiprocessor keep its tensor cores or its memory busy, small tiles four.
   const int64_t blocks_wanted = int64_t{device.multiprocessors} * (tile.tokens <= 32 ? 4 : 1);

@@ -264,14 +264,19 @@ cudaError_t launch_gemm(const LinearW4CudaWork& work, const LinearW4CudaPlan& pl
 
 }  // namespace
 
-GemmTile gemm_tile(int64_t m) {
-  const auto tile = [](auto shape) {
-    return GemmTile{shape.kTokens, shape.kColumnBlocks * static_cast<int>(kAtomRows)};
+GemmTile gemm_tile(const LinearW4CudaProblem& p, int shared_bytes) {
+  GemmTile best = {};
+  const auto consider = [&](auto shape) {
+    const bool fits = shape.stages(p.bits, p.digits) * shape.stage_bytes(p.bits, p.digits) <= shared_bytes;
+    const bool has_tokens_left_over = best.tokens < p.m;
+    if (best.tokens == 0 || (fits && has_tokens_left_over))
+      best = {shape.kTokens, shape.kColumnBlocks * static_cast<int>(kAtomRows)};
   };
-  if (m <= Tile16::kTokens) return tile(Tile16());
-  if (m <= Tile32::kTokens) return tile(Tile32());
-  if (m <= Tile64::kTokens) return tile(Tile64());
-  return tile(Tile128());
+  consider(Tile16());
+  consider(Tile32());
+  consider(Tile64());
+  consider(Tile128());
+  return best;
 }
 
 cudaError_t multiply_linear_w4_gemm(const LinearW4CudaWork& work, const LinearW4CudaPlan& plan, cudaStream_t stream) {

@@ -24,11 +24,12 @@ cudaError_t multiply_linear_w4_gemm(const LinearW4CudaWork& work, const LinearW4
 /// Dynamic shared memory of the gemv kernel.
 size_t gemv_shared_bytes(const LinearW4CudaProblem& p, const LinearW4CudaPlan& plan);
 
-/// What a thread block of the gemm kernel multiplies where there are m tokens.
+/// What a thread block of the gemm kernel multiplies.
 struct GemmTile {
   int tokens, columns;
 };
-GemmTile gemm_tile(int64_t m);
+/// The smallest that takes all tokens, or else the largest, of those that fit in a thread block's shared memory.
+GemmTile gemm_tile(const LinearW4CudaProblem& p, int shared_bytes);
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;

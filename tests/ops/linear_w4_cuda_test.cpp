@@ -116,6 +116,20 @@ TEST_F(LinearW4Cuda, EveryNumberOfTokensAroundATile) {
   }
 }
 
+TEST_F(LinearW4Cuda, SpansAreDealtOut) {
+  // Over warps, over thread blocks, and where a thread block has less shared memory than some kernels want.
+  int round = 0;
+  for (const int64_t k : {2 * kSpan, int64_t{3100}, int64_t{9300}})
+    for (const int64_t rows : {1, 2, 3, 8, 9, 20, 40, 70}) {
+      if (k > 4096 && rows > 9) continue;
+      const int bits = round % 3 == 2 ? 8 : 4;
+      const auto weight = random_w4_weight(40, k, round % 2 == 0 ? 128 : 100, round % 4 == 1, 66, bits);
+      cuda_on_host::device.multiprocessors = round % 5 < 2 ? 40 : 1;
+      cuda_on_host::device.shared_bytes = (round % 2 == 0 ? 99 : 227) * 1024;
+      expect_same(varied_input(rows, k), weight, kComputes[round++ % 3]);
+    }
+}
+
 TEST_F(LinearW4Cuda, InputsWithStrides) {
   const auto weight = random_w4_weight(65, 203, 50, true, 63);
   expect_same(at::randn({12, 220}).slice(0, 0, 12, 2).slice(1, 5, 208), weight, "exact");
