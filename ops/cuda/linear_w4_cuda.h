@@ -35,4 +35,14 @@ cudaError_t plan_linear_w4_cuda(const LinearW4CudaProblem& p, LinearW4CudaPlan& 
 cudaError_t linear_w4_cuda(const LinearW4CudaProblem& p, const LinearW4CudaPlan& plan, void* scratch,
                            cudaStream_t stream);
 
+/// Enqueues the dequantization of rows [row_begin, row_end) of the weight, (q - z)·s rounded to p.type, which is of 16
+/// bits.
+/// @param row_begin a multiple of 16
+/// @param weight [row_end - row_begin, k rounded up to 8], aligned to 16; zero beyond k
+cudaError_t dequantize_w4_cuda(const LinearW4CudaProblem& p, int64_t row_begin, int64_t row_end, void* weight,
+                               cudaStream_t stream);
+
+/// Enqueues the gathering of x by p.order to [m, k]; NaN where the order leads outside.
+cudaError_t gather_input_cuda(const LinearW4CudaProblem& p, void* gathered, cudaStream_t stream);
+
 }  // namespace gptq

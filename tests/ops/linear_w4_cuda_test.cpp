@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "cuda/dequantize_w4.cu"
 #include "cuda/linear_w4_cuda.cu"
 #include "cuda/linear_w4_gemm.cu"
 #include "cuda/linear_w4_gemv.cu"
@@ -157,6 +158,48 @@ TEST_F(LinearW4Cuda, AnOrderOutsideOfTheInputGivesNan) {
   at::Tensor order = at::arange(64, at::kInt);
   order[40] = 64;
   EXPECT_TRUE(linear_on_host(at::randn({3, 64}), weight, {}, order, "exact").isnan().all().item<bool>());
+}
+
+TEST_F(LinearW4Cuda, DequantizesTo16Bits) {
+  for (const int bits : {4, 8})
+    for (const auto& [n, k, group_size] : {std::tuple{40, 203, 50}, {33, 264, 128}, {17, 1, -1}, {65, 31, 3}})
+      for (const auto type : {at::kBFloat16, at::kHalf}) {
+        const auto weight = random_w4_weight(n, k, group_size, bits == 4, 67, bits);
+        const at::Tensor x = at::randn({1, k}).to(type);
+        const auto arguments =
+            prepare_linear_w4(bits, x, weight.packed, weight.scales, weight.zeros, {}, {}, group_size, "bf16");
+        LinearW4CudaProblem p = {};
+        static_cast<LinearW4Operands&>(p) = arguments.operands;
+        p.group_size = group_size == -1 ? k : group_size;
+        const int64_t pitch = (k + 7) / 8 * 8, half = n / 2 / 16 * 16;
+        const at::Tensor found = at::empty({n, pitch}, type);
+        for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, half}, {half, n}}) {
+          cuda_on_host::Memory<char> part((end - begin) * pitch * 2);
+          EXPECT_EQ(dequantize_w4_cuda(p, begin, end, part.data(), nullptr), cudaSuccess);
+          cuda_on_host::synchronize();
+          EXPECT_TRUE(part.intact());
+          std::memcpy(found[begin].mutable_data_ptr(), part.data(), (end - begin) * pitch * 2);
+        }
+        const at::Tensor expected = reference::dequantize_w4(weight).to(type);
+        EXPECT_TRUE(at::equal(found.narrow(1, 0, k), expected)) << bits << " bits, N " << n << ", K " << k;
+        EXPECT_FALSE(found.narrow(1, k, pitch - k).any().item<bool>());
+      }
+}
+
+TEST_F(LinearW4Cuda, GathersItsInput) {
+  const auto weight = random_w4_weight(20, 64, 32, true, 68);
+  const at::Tensor x = at::randn({5, 70}).to(at::kHalf).narrow(1, 3, 64);
+  at::Tensor order = at::randperm(64, at::kInt);
+  at::Tensor expected = x.index_select(1, order);
+  order[40] = -1;
+  expected.select(1, 40).fill_(NAN);
+  const auto arguments = prepare_linear_w4(4, x, weight.packed, weight.scales, weight.zeros, {}, order, 32, "bf16");
+  LinearW4CudaProblem p = {};
+  static_cast<LinearW4Operands&>(p) = arguments.operands;
+  at::Tensor found = at::empty({5, 64}, at::kHalf);
+  EXPECT_EQ(gather_input_cuda(p, found.mutable_data_ptr(), nullptr), cudaSuccess);
+  cuda_on_host::synchronize();
+  EXPECT_TRUE(at::allclose(found, expected, 0, 0, true));
 }
 
 // What runs the kernels sees their mistakes.
