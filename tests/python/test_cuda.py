@@ -69,18 +69,21 @@ def to_device(tensors):
     return [None if tensor is None else tensor.cuda() for tensor in tensors]
 
 
-# m, k, n, group size: what no tile divides, groups that begin inside atoms, and more than one span.
+# m, k, n, group size: what no tile divides, groups that begin inside atoms, more than one span, and a last span that no
+# group begins in (1025 columns in groups of 1000).
 SHAPES = [
     (1, 1, 1, -1),
     (3, 9, 17, 4),
     (2, 100, 37, 5),
     (7, 129, 65, 128),
     (9, 131, 97, 13),
+    (3, 1025, 47, 1000),
     (17, 300, 129, -1),
     (33, 1030, 200, 64),
     (70, 2304, 67, 1000),
     (257, 520, 40, 129),
     (1, 4096, 4096, 128),
+    (5, 14336, 4096, 128),
 ]
 
 
@@ -109,6 +112,44 @@ def test_linear_gives_the_bits_of_the_cpu(shape, dtype, bits):
         torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
+# Around every number of tokens at which another kernel or tile takes over.
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 511, 512, 1000])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_linear_gives_the_bits_of_the_cpu_for_every_number_of_tokens(m, bits):
+    linear = getattr(torch.ops.gptq, f"linear_w{bits}")
+    x = torch.randn(m, 3100, generator=torch.Generator().manual_seed(4))
+    weight = packed_weight(264, 3100, 128, bits, bits == 4)
+    for dtype, compute in ((torch.float32, "exact"), (torch.bfloat16, "exact"), (torch.float16, "int8")):
+        expected = linear(x.to(dtype), *weight, None, None, 128, compute)
+        found = linear(x.to(dtype).cuda(), *to_device(weight), None, None, 128, compute)
+        assert torch.equal(found.cpu(), expected), (dtype, compute)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_tokens_in_bf16_are_a_dense_product(dtype, bits):
+    m, k, n = 512, 1003, 20000  # two parts of the weight
+    linear = getattr(torch.ops.gptq, f"linear_w{bits}")
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(m, k, generator=generator).to(dtype)
+    weight = packed_weight(n, k, 100, bits, True)
+    extra = torch.randn(n, generator=generator), torch.randperm(k, generator=generator).int()
+    arguments = (x.cuda(), *to_device(weight), *to_device(extra), 100)
+    exact, dense = linear(*arguments, "exact").float(), linear(*arguments, "bf16").float()
+    # Both round to 16 bits, the dense one its weights too: errors of random signs, against the size of a whole row.
+    assert not torch.equal(dense, exact)
+    unit = torch.finfo(dtype).eps
+    assert ((dense - exact).norm(dim=1) < 2 * unit * exact.norm(dim=1)).all()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(linear(*arguments, "bf16").float(), exact)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    x[7, 5] = float("nan")
+    rows = linear(x.cuda(), *arguments[1:], "bf16").isnan()
+    assert rows[7].all() and rows.any(dim=1).sum() == 1
+
+
 def test_linear_reads_strides_and_offsets():
     weight = packed_weight(65, 203, 50, 4, True)
     wide = torch.randn(12, 220, generator=torch.Generator().manual_seed(2))
@@ -120,23 +161,39 @@ def test_linear_reads_strides_and_offsets():
     assert torch.ops.gptq.linear_w4(x[:0].cuda(), *to_device(weight), None, None, 50).shape == (0, 65)
 
 
-def test_linear_runs_on_the_current_stream_and_in_a_graph():
-    weight = to_device(packed_weight(512, 1536, 128, 4, False))
-    x = torch.randn(4, 1536, device="cuda")
-    expected = torch.ops.gptq.linear_w4(x, *weight, None, None, 128)
+def sleep_then_fill(x, value):
+    """Work on the current stream that takes long enough for a kernel that does not wait for it to be seen."""
+    torch.cuda._sleep(20_000_000)
+    x.copy_(value)
+
+
+# Of each kernel: few tokens, a tile over all of k, spans dealt out, and a dense product.
+@pytest.mark.parametrize("m, n", [(1, 512), (8, 512), (16, 64), (64, 20000), (600, 512)])
+def test_linear_runs_on_the_current_stream_and_in_a_graph(m, n):
+    compute = "bf16" if m >= 512 else "exact"
+    weight = to_device(packed_weight(n, 3072, 128, 4, False))
+    values = torch.randn(m, 3072, device="cuda", dtype=torch.bfloat16)
+    expected = torch.ops.gptq.linear_w4(values, *weight, None, None, 128, compute)
+    x = torch.zeros_like(values)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.ops.gptq.linear_w4(x, *weight, None, None, 128)
+        for _ in range(3):  # scratch of one product is scratch of the next
+            sleep_then_fill(x, values)
+            found = torch.ops.gptq.linear_w4(x, *weight, None, None, 128, compute)
+            x.zero_()
     torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(found, expected)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = torch.ops.gptq.linear_w4(x, *weight, None, None, 128)
+        first = torch.ops.gptq.linear_w4(x, *weight, None, None, 128, compute)
+        second = torch.ops.gptq.linear_w4(2 * x, *weight, None, None, 128, compute)
+    x.copy_(values)
     graph.replay()
-    assert torch.equal(found, expected)
+    assert torch.equal(first, expected) and torch.equal(second, 2 * expected)
     x.mul_(2)
     graph.replay()
-    assert torch.equal(found, 2 * expected)
+    assert torch.equal(first, 2 * expected) and torch.equal(second, 4 * expected)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])

@@ -125,6 +125,8 @@ def linear_w4(
             input[..., input_order[k]].
         group_size: columns per group, -1 for one group per row; the last group may be short.
         compute: "exact" (as accurate as the input's dtype), "bf16", or "int8" (input rounded to int8 per group).
+            On CUDA, "bf16" multiplies 512 and more rows of 16-bit input by a weight rounded to that dtype, unless
+            torch.use_deterministic_algorithms; everything else has the bits of the CPU.
 
     Returns:
         [..., N] in the input's dtype.
