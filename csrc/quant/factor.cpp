@@ -4,8 +4,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -13,6 +15,8 @@
 #include <utility>
 
 #include "quant/cholesky.h"
+#include "quant/device_kernels.h"
+#include "quant/read_scalars.h"
 
 namespace gptq {
 namespace {
@@ -26,14 +30,13 @@ constexpr double kProbeTolerance = 0.01;
 
 // f64 [K]: the diagonal of Hd, as stored. Dead columns, and all of them if there is no live one, get the mean.
 at::Tensor damped_diagonal(const at::Tensor& hessian, double damping) {
-  const at::Tensor diagonal = hessian.diagonal().to(at::kDouble);
-  const double sum = diagonal.sum().item<double>();
-  const double mean = sum > 0 ? sum / static_cast<double>(diagonal.numel()) : 1.0;
-  return at::where(diagonal.eq(0), mean, diagonal).add_(damping * mean);
+  const at::Tensor diagonal = hessian.diagonal().to(at::kDouble), sum = diagonal.sum();
+  const at::Tensor mean = at::where(sum.gt(0), sum.div(static_cast<double>(diagonal.numel())), 1.0);
+  return at::where(diagonal.eq(0), mean, diagonal).add_(mean.mul(damping));
 }
 
 // Signs that look random and are the same on every call, [n, K]: the caller's random numbers are not touched.
-at::Tensor probe_vectors(int64_t k, at::ScalarType dtype) {
+at::Tensor probe_vectors(int64_t k, const at::TensorOptions& options) {
   at::Tensor probes = at::empty({(kProbedEntries + k - 1) / k, k}, at::kDouble);
   auto* values = probes.data_ptr<double>();
   uint64_t state = 0x9E3779B97F4A7C15u;
@@ -41,17 +44,17 @@ at::Tensor probe_vectors(int64_t k, at::ScalarType dtype) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     values[i] = (state >> 63) != 0 ? 1.0 : -1.0;
   }
-  return probes.to(dtype);
+  return probes.to(options);
 }
 
 // Whether L Lᵀ is as close to A as its pivots need. For random signs v the size of an entry of (A - L Lᵀ) v is that of
-// a row of A - L Lᵀ. A NaN counts as no.
-bool reproduces(const at::Tensor& lower, const at::Tensor& matrix) {
-  const at::Tensor probes = probe_vectors(matrix.size(0), matrix.scalar_type());
+// a row of A - L Lᵀ. A NaN counts as no, and so does an info that is not 0.
+bool reproduces(const at::Tensor& lower, const at::Tensor& matrix, const at::Tensor& info) {
+  const at::Tensor probes = probe_vectors(matrix.size(0), matrix.options());
   const at::Tensor residual = probes.mm(matrix).sub_(probes.mm(lower).mm(lower.t()));
-  const double size = residual.to(at::kDouble).square_().mean().sqrt().item<double>();
-  const double least_pivot = lower.diagonal().to(at::kDouble).square().min().item<double>();
-  return size <= kProbeTolerance * least_pivot;
+  const auto [size, least_pivot, failed] = read_scalars(residual.to(at::kDouble).square_().mean().sqrt(),
+                                                        lower.diagonal().to(at::kDouble).square().min(), info);
+  return failed == 0 && size <= kProbeTolerance * least_pivot;
 }
 
 // D Hd D in the given order with its diagonal set to 1, in one pass.
@@ -79,6 +82,13 @@ std::pair<at::Tensor, at::Tensor> reversed_cholesky(const at::Tensor& hessian, c
                                                     const at::Tensor& diagonal, at::ScalarType dtype) {
   const at::Tensor reversed = order.flip(0);
   const at::Tensor scale = diagonal.index_select(0, reversed).rsqrt_().to(dtype);
+  if (solved_on_device(hessian)) {
+    const at::Tensor ordered = hessian.index_select(0, reversed).index_select(1, reversed);
+    const at::Tensor scaled = ordered.to(dtype).mul_(scale.unsqueeze(1)).mul_(scale);
+    scaled.diagonal().fill_(1);
+    const auto [lower, info] = at::linalg_cholesky_ex(scaled);
+    return {reproduces(lower, scaled, info) ? lower : at::Tensor(), scaled};
+  }
   at::Tensor matrix = at::empty(hessian.sizes(), dtype);
   if (dtype == at::kFloat) {
     gather_scaled<float, float>(hessian, reversed, scale, matrix);
@@ -88,10 +98,19 @@ std::pair<at::Tensor, at::Tensor> reversed_cholesky(const at::Tensor& hessian, c
     gather_scaled<double, double>(hessian, reversed, scale, matrix);
   }
   const at::Tensor lower = gptq::cholesky(matrix);  // torch before 2.15 has an at::cholesky
-  return {lower.defined() && reproduces(lower, matrix) ? lower : at::Tensor(), matrix};
+  const bool usable = lower.defined() && reproduces(lower, matrix, /*info=*/at::zeros({}));
+  return {usable ? lower : at::Tensor(), matrix};
 }
 
 // Row k of the multipliers is column K-1-k of L upside down, without the equilibration, over its entry on the diagonal.
+at::Tensor multipliers_on_device(const at::Tensor& lower, const at::Tensor& root, at::ScalarType dtype) {
+  const at::Tensor scale = root.div(root.max());  // a common factor, which may be beyond float32, cancels
+  const at::Tensor share = lower.diagonal().flip(0).to(at::kDouble).mul_(scale).reciprocal_();
+  const at::Tensor mirrored = lower.flip({0, 1}).t().mul(scale.to(lower.scalar_type()));
+  return mirrored.mul_(share.to(lower.scalar_type()).unsqueeze(1)).to(dtype).contiguous();
+}
+
+// The same on the host.
 template <typename From, typename To>
 void fill_multipliers(const at::Tensor& lower, const at::Tensor& root, at::Tensor& multipliers) {
   constexpr int64_t tile = 32;
@@ -120,6 +139,11 @@ void fill_multipliers(const at::Tensor& lower, const at::Tensor& root, at::Tenso
 void fill_factor(const at::Tensor& lower, const at::Tensor& diagonal, const at::Tensor& spare, at::ScalarType dtype,
                  Factor& factor) {
   const at::Tensor root = diagonal.index_select(0, factor.order).sqrt_();
+  factor.pivots = lower.diagonal().flip(0).to(at::kDouble).mul_(root).square_();
+  if (solved_on_device(lower)) {
+    factor.multipliers = multipliers_on_device(lower, root, dtype);
+    return;
+  }
   factor.multipliers = spare.scalar_type() == dtype ? spare : at::empty(lower.sizes(), dtype);
   if (dtype == at::kDouble) {
     fill_multipliers<double, double>(lower, root, factor.multipliers);
@@ -128,7 +152,6 @@ void fill_factor(const at::Tensor& lower, const at::Tensor& diagonal, const at::
   } else {
     fill_multipliers<float, float>(lower, root, factor.multipliers);
   }
-  factor.pivots = lower.diagonal().flip(0).to(at::kDouble).mul_(root).square_();
 }
 
 }  // namespace

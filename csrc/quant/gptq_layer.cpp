@@ -10,6 +10,7 @@
 
 #include "quant/gram.h"
 #include "quant/product.h"
+#include "quant/read_scalars.h"
 
 namespace gptq {
 
@@ -142,11 +143,10 @@ void GPTQLayer::add_batch(const at::Tensor& input, const at::Tensor& float_input
 
 // Off the diagonal a Gram matrix is nowhere larger than the largest entry on it.
 void GPTQLayer::check_sums(const at::Tensor& rows, const at::Tensor& weights, const char* name) const {
-  const at::Tensor squares = column_sums(rows, weights).squares;
-  const auto so_far = [](const Sums& sums) {
-    return sums.gram.defined() ? sums.gram.diagonal().max().item<double>() : 0;
-  };
-  const double largest = squares.max().item<double>() + so_far(sums_[0]) + so_far(sums_[1]);
+  const at::Tensor squares = column_sums(rows, weights).squares, none = at::zeros({}, squares.options());
+  const auto so_far = [&](const Sums& sums) { return sums.gram.defined() ? sums.gram.diagonal().max() : none; };
+  const auto [new_squares, first, second] = read_scalars(squares.max(), so_far(sums_[0]), so_far(sums_[1]));
+  const double largest = new_squares + first + second;
   if (!(largest < std::numeric_limits<float>::max() / 2)) {  // a NaN is not less either
     const int64_t bad = count_nonfinite(rows);
     TORCH_CHECK(bad == 0, "add_batch: ", name, " must be finite in float32, got ", bad, " NaN or Inf values of ",

@@ -14,9 +14,13 @@ void add_gram(at::Tensor& gram, const at::Tensor& columns) {
   const int64_t k = gram.size(0);
   for (int64_t first = 0; first < k; first += block) {
     const int64_t width = std::min(block, k - first);
-    gram.narrow(0, first, width)
-        .narrow(1, first, k - first)
-        .add_(product(columns.narrow(0, first, width), columns.narrow(0, first, k - first)));
+    at::Tensor block_row = gram.narrow(0, first, width).narrow(1, first, k - first);
+    const at::Tensor left = columns.narrow(0, first, width), right = columns.narrow(0, first, k - first);
+    if (gram.is_cpu()) {
+      block_row.add_(product(left, right));
+    } else {
+      block_row.addmm_(left, right.t());
+    }
   }
 }
 

@@ -8,6 +8,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "quant/device_kernels.h"
+#include "quant/grid_device.h"
+#include "quant/read_scalars.h"
+
 namespace gptq {
 namespace {
 
@@ -122,11 +126,16 @@ GridPoint minmax_grid_point(double lo, double hi, const GridRule& rule) {
 }
 
 Grid minmax_grid(const at::Tensor& weight, const Plan& plan) {
+  if (solved_on_device(weight) && !plan.per_tensor) {
+    return minmax_grid_on_device(weight, plan);
+  }
   const int64_t n = weight.size(0), k = weight.size(1);
   const int64_t n_groups = (k + plan.group_size - 1) / plan.group_size;
-  Grid grid{plan.rule, plan.group_size, at::empty({n_groups, n}, at::kHalf), at::empty({n_groups, n}, at::kByte)};
+  const auto table = [&](at::ScalarType dtype) { return at::empty({n_groups, n}, weight.options().dtype(dtype)); };
+  Grid grid{plan.rule, plan.group_size, table(at::kHalf), table(at::kByte)};
   if (plan.per_tensor) {
-    const GridPoint point = minmax_grid_point(weight.min().item<double>(), weight.max().item<double>(), plan.rule);
+    const auto [least, most] = read_scalars(weight.min(), weight.max());
+    const GridPoint point = minmax_grid_point(least, most, plan.rule);
     grid.scales.fill_(point.scale);
     grid.zeros.fill_(point.zero);
     return grid;
@@ -137,6 +146,9 @@ Grid minmax_grid(const at::Tensor& weight, const Plan& plan) {
 }
 
 at::Tensor round_to_grid(const at::Tensor& weight, const Grid& grid) {
+  if (solved_on_device(weight)) {
+    return round_to_grid_on_device(weight, grid);
+  }
   at::Tensor codes = at::empty(weight.sizes(), at::kByte);
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "round_to_grid", [&] {
     fill_codes(weight.const_data_ptr<scalar_t>(), weight.size(0), weight.size(1), grid, codes.data_ptr<uint8_t>());
@@ -146,10 +158,13 @@ at::Tensor round_to_grid(const at::Tensor& weight, const Grid& grid) {
 
 at::Tensor dequantize_codes(const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& zeros,
                             int64_t group_size, at::ScalarType dtype) {
+  group_size = group_size == -1 ? codes.size(1) : group_size;
+  if (!codes.is_cpu() || solved_on_device(codes)) {
+    return dequantize_codes_on_device(codes, scales, zeros, group_size, dtype);
+  }
   at::Tensor values = at::empty(codes.sizes(), dtype);
   AT_DISPATCH_FLOATING_TYPES(dtype, "dequantize_codes", [&] {
-    fill_values(codes.contiguous(), scales.contiguous(), zeros.contiguous(),
-                group_size == -1 ? codes.size(1) : group_size, values.data_ptr<scalar_t>());
+    fill_values(codes.contiguous(), scales.contiguous(), zeros.contiguous(), group_size, values.data_ptr<scalar_t>());
   });
   return values;
 }

@@ -40,8 +40,8 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
 }
 
 at::Tensor coarse(const at::Tensor& matrix) {
-  return matrix.scalar_type() == at::kFloat && (cpu_features() & kCpuAvx512bf16) != 0 ? matrix.to(at::kBFloat16)
-                                                                                      : matrix;
+  const bool faster = matrix.is_cuda() || (cpu_features() & kCpuAvx512bf16) != 0;
+  return matrix.scalar_type() == at::kFloat && faster ? matrix.to(at::kBFloat16) : matrix;
 }
 
 at::Tensor coarse_product(const at::Tensor& a, const at::Tensor& b) {

@@ -4,6 +4,8 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 #include <gptq/quantize_weight.h>
 
@@ -16,6 +18,7 @@
 #include "quant/loss.h"
 #include "quant/plan.h"
 #include "quant/product.h"
+#include "quant/read_scalars.h"
 #include "quant/refine.h"
 #include "quant/scale_search.h"
 #include "quant/statistics.h"
@@ -41,7 +44,7 @@ struct Solution {
 
 at::Tensor sweep_order(const at::Tensor& hessian, bool by_diagonal) {
   return by_diagonal ? at::argsort(hessian.diagonal(), /*stable=*/true, /*dim=*/0, /*descending=*/true)
-                     : at::arange(hessian.size(0), at::kLong);
+                     : at::arange(hessian.size(0), hessian.options().dtype(at::kLong));
 }
 
 // In the order of storage what the factor holds in sweep order.
@@ -68,7 +71,8 @@ Solution round_to_nearest(const at::Tensor& weight, const at::Tensor& hessian, c
 // The same with searched scales: what an error in a column costs is its diagonal of H, or 1 if there is no H.
 Solution round_to_searched_grid(const at::Tensor& weight, const at::Tensor& hessian, const Plan& plan) {
   Solution solution{minmax_grid(weight, plan), {}, {}};
-  search_grid(weight, hessian.defined() ? hessian.diagonal() : at::ones({weight.size(1)}), solution.grid);
+  search_grid(weight, hessian.defined() ? hessian.diagonal() : at::ones({weight.size(1)}, weight.options()),
+              solution.grid);
   solution.codes = round_to_grid(weight, solution.grid);
   solution.losses = row_forms(solution.error(weight), hessian);
   return solution;
@@ -167,19 +171,26 @@ void search_on_held_out(const at::Tensor& weight, const LayerStatistics& statist
 }
 
 void fill_report(const at::Tensor& weight, const LayerStatistics& statistics, const Factor& factor, const Plan& plan,
-                 const Solution& nearest, const Solution& solution, QuantizeReport& report) {
-  report.loss = solution.losses.sum().item<double>();
+                 const Solution& nearest, const Solution& solution, const at::Tensor& sweep_loss,
+                 QuantizeReport& report) {
+  const at::Tensor none = at::zeros({}, solution.losses.options());
+  const at::Tensor& hessian = statistics.hessian;
+  const auto [loss, swept_loss, rtn_loss, size, dead] = read_scalars(
+      solution.losses.sum(), sweep_loss.defined() ? sweep_loss : none, plan.compare ? nearest.losses.sum() : none,
+      plan.compare ? coarse_row_forms(weight, hessian).sum() : none,
+      hessian.defined() ? hessian.diagonal().eq(0).sum() : none);
+  report.loss = loss;
+  report.sweep_loss = swept_loss;
   report.rtn_loss = report.relative_error = report.rtn_relative_error = std::numeric_limits<double>::quiet_NaN();
   if (plan.compare) {
-    const double size = coarse_row_forms(weight, statistics.hessian).sum().item<double>();
-    report.rtn_loss = nearest.losses.sum().item<double>();
-    report.relative_error = size > 0 ? std::sqrt(report.loss / size) : 0;
-    report.rtn_relative_error = size > 0 ? std::sqrt(report.rtn_loss / size) : 0;
+    report.rtn_loss = rtn_loss;
+    report.relative_error = size > 0 ? std::sqrt(loss / size) : 0;
+    report.rtn_relative_error = size > 0 ? std::sqrt(rtn_loss / size) : 0;
   }
   report.damping = factor.damping;
   report.damping_escalations = factor.damping_escalations;
   report.float64 = factor.float64;
-  report.dead_columns = statistics.hessian.defined() ? statistics.hessian.diagonal().eq(0).sum().item<int64_t>() : 0;
+  report.dead_columns = static_cast<int64_t>(dead);
 }
 
 // Everything after the checks.
@@ -201,9 +212,10 @@ QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Pla
   const bool read_nearest = plan.compare || plan.row_guard || !plan.sweep;
   const Solution nearest = read_nearest ? round_to_nearest(target, statistics.hessian, plan) : Solution{};
   Solution solution = nearest;
+  at::Tensor sweep_loss;
   if (plan.sweep) {
     solution = swept(target, factor, plan);
-    result.report.sweep_loss = solution.losses.sum().item<double>();
+    sweep_loss = solution.losses.sum();
     if (plan.refine_sweeps > 0) {
       refine(target, statistics.hessian, factor, plan, solution);
       result.report.refined = true;
@@ -214,7 +226,7 @@ QuantizeResult solve(const at::Tensor& weight, const LayerStatistics& given, Pla
   } else if (plan.weighted_scales) {
     solution = round_to_searched_grid(target, statistics.hessian, plan);
   }
-  fill_report(target, statistics, factor, plan, nearest, solution, result.report);
+  fill_report(target, statistics, factor, plan, nearest, solution, sweep_loss, result.report);
   if (correct_bias) {
     const at::Tensor float_mean = given.float_mean.defined() ? given.float_mean : given.mean;
     result.bias_shift = weight.mv(float_mean).sub_(solution.values(weight.scalar_type()).mv(given.mean)).to(at::kFloat);
@@ -231,6 +243,7 @@ QuantizeResult quantize_weight(const at::Tensor& weight, const LayerStatistics& 
                                const QuantizeOptions& options) {
   const at::NoGradGuard no_grad;
   at::Tensor w = checked_weight(weight);
+  const c10::DeviceGuard guard(w.device());  // of the kernels' stream
   QuantizeOptions used = options;
   Plan plan = make_plan(options, w.size(1));
   const bool too_few = plan.sweep && statistics.nsamples >= 0 && statistics.nsamples < options.min_samples;
@@ -240,7 +253,7 @@ QuantizeResult quantize_weight(const at::Tensor& weight, const LayerStatistics& 
   }
   TORCH_CHECK(statistics.hessian.defined() || !plan.sweep, "quantize_weight: hessian is required in mode \"", used.mode,
               "\", got none");
-  LayerStatistics read = checked_statistics(on_host(statistics, weight.device()), w, plan);
+  LayerStatistics read = checked_statistics(moved_to(w.device(), statistics, weight.device()), w, plan);
   at::Tensor order;
   if (plan.permute) {
     order = sweep_order(read.hessian, true);
@@ -266,8 +279,7 @@ QuantizeResult quantize_weight(const at::Tensor& weight, const at::Tensor& hessi
 }
 
 at::Tensor QuantizeResult::dequantize() const {
-  const at::Tensor values =
-      dequantize_codes(codes.cpu(), scales.cpu(), zeros.cpu(), group_size, at::kFloat).to(codes.device());
+  const at::Tensor values = dequantize_codes(codes, scales, zeros, group_size, at::kFloat);
   return input_order.defined() ? at::empty_like(values).index_copy_(1, input_order.to(at::kLong), values) : values;
 }
 

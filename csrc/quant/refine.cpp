@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "quant/gradient_factor.h"
+#include "quant/refine_device.h"
 #include "quant/refine_kernel.h"
 #include "quant/strips.h"
 
@@ -138,6 +139,9 @@ class Refiner {
 void refine_codes(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& added, int64_t sweeps,
                   bool fit_scales, Grid& grid, at::Tensor& codes, at::Tensor& losses) {
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "refine_codes", [&] {
+    if (const auto* kernels = device_kernels<scalar_t>(weight.device().type())) {
+      return refine_on_device<scalar_t>(*kernels, weight, hessian, added, sweeps, fit_scales, grid, codes, losses);
+    }
     const Refiner<scalar_t> refiner(weight, hessian, added, grid);
     refiner.run(sweeps, fit_scales, codes, losses);
     groups_from_strips(refiner.scales(), grid.scales);

@@ -6,17 +6,36 @@
 
 #include <algorithm>
 
+#include "quant/device_kernels.h"
 #include "quant/scale_search_kernel.h"
 #include "quant/strips.h"
 
 namespace gptq {
 namespace {
 
+// What each column costs, as a share of the most.
+at::Tensor shares_of(const at::Tensor& importance, at::ScalarType dtype) {
+  return importance.div(importance.max().clamp_min(1e-30)).to(dtype).contiguous();
+}
+
+template <typename T>
+void search_on_device(const DeviceKernels<T>& kernels, const at::Tensor& weight, const at::Tensor& importance,
+                      Grid& grid) {
+  const auto dtype = weight.scalar_type();
+  const at::Tensor columns = weight.t().contiguous(), shares = shares_of(importance, dtype);
+  const at::Tensor scales = grid.scales.to(dtype), zeros = grid.zeros.to(dtype);
+  kernels.search_scales({weight.size(0), weight.size(1), grid.group_size, columns.const_data_ptr<T>(),
+                         shares.const_data_ptr<T>(), static_cast<T>(grid.rule.max_code()), grid.rule.symmetric,
+                         scales.data_ptr<T>(), zeros.data_ptr<T>()});
+  grid.scales.copy_(scales);
+  grid.zeros.copy_(zeros);
+}
+
 template <typename T>
 void search_strips(const at::Tensor& weight, const at::Tensor& importance, Grid& grid) {
   constexpr int64_t rows = kStripRows<T>;
   const int64_t n = weight.size(0), k = weight.size(1);
-  const at::Tensor shares = importance.div(importance.max().clamp_min(1e-30)).to(weight.scalar_type()).contiguous();
+  const at::Tensor shares = shares_of(importance, weight.scalar_type());
   const at::Tensor scales = groups_to_strips<T>(grid.scales, 1), zeros = groups_to_strips<T>(grid.zeros, 0);
   at::parallel_for(0, strip_count<T>(n), 1, [&](int64_t begin, int64_t end) {
     const at::Tensor weights = at::empty({grid.group_size, rows}, weight.options());
@@ -39,8 +58,13 @@ void search_strips(const at::Tensor& weight, const at::Tensor& importance, Grid&
 }  // namespace
 
 void search_grid(const at::Tensor& weight, const at::Tensor& importance, Grid& grid) {
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "search_grid",
-                             [&] { search_strips<scalar_t>(weight, importance, grid); });
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "search_grid", [&] {
+    if (const auto* kernels = device_kernels<scalar_t>(weight.device().type())) {
+      search_on_device<scalar_t>(*kernels, weight, importance, grid);
+    } else {
+      search_strips<scalar_t>(weight, importance, grid);
+    }
+  });
 }
 
 }  // namespace gptq

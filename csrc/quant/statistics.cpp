@@ -4,10 +4,16 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/outer.h>
+#include <ATen/ops/stack.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "quant/device_kernels.h"
+#include "quant/read_scalars.h"
 
 namespace gptq {
 namespace {
@@ -16,8 +22,9 @@ namespace {
 constexpr double kSymmetryTolerance = 1e-4;
 
 double largest_size(const at::Tensor& values) {
-  const auto [least, most] = at::aminmax(values);
-  return std::max(std::abs(least.item<double>()), std::abs(most.item<double>()));
+  const auto ends = at::aminmax(values);
+  const auto [least, most] = read_scalars(std::get<0>(ends), std::get<1>(ends));
+  return std::max(std::abs(least), std::abs(most));
 }
 
 constexpr int64_t kTile = 32;
@@ -56,7 +63,25 @@ double largest_asymmetry_of(const T* values, int64_t k) {
                              [](double a, double b) { return std::max(a, b); });
 }
 
+// max |a_ij - a_ji|, by blocks of rows on and right of the diagonal.
+double largest_asymmetry_on_device(const at::Tensor& values) {
+  constexpr int64_t block = 1024;
+  const int64_t k = values.size(0);
+  std::vector<at::Tensor> largest;
+  largest.reserve((k + block - 1) / block);
+  for (int64_t first = 0; first < k; first += block) {
+    const int64_t count = std::min(block, k - first);
+    const at::Tensor upper = values.narrow(0, first, count).narrow(1, first, k - first);
+    const at::Tensor lower = values.narrow(1, first, count).narrow(0, first, k - first);
+    largest.push_back(upper.sub(lower.t()).abs_().max());
+  }
+  return at::stack(largest).max().item<double>();
+}
+
 double largest_asymmetry(const at::Tensor& values) {
+  if (solved_on_device(values)) {
+    return largest_asymmetry_on_device(values);
+  }
   return values.scalar_type() == at::kDouble ? largest_asymmetry_of(values.const_data_ptr<double>(), values.size(0))
                                              : largest_asymmetry_of(values.const_data_ptr<float>(), values.size(0));
 }
@@ -96,6 +121,11 @@ at::Tensor checked_hessian(const at::Tensor& hessian, const at::Tensor& weight, 
   return values;
 }
 
+// Where a weight is solved.
+at::Device solver_device(const at::Tensor& weight) {
+  return solved_on_device(weight) ? weight.device() : at::Device(at::kCPU);
+}
+
 // The same with every tensor that is known replaced by transform(tensor, its name).
 template <typename Transform>
 LayerStatistics transformed(const LayerStatistics& statistics, const Transform& transform) {
@@ -132,7 +162,7 @@ at::Tensor checked_weight(const at::Tensor& weight) {
   TORCH_CHECK(weight.is_cpu() || weight.is_cuda(), "quantize_weight: weight must be on the CPU or a CUDA device, got ",
               weight.device());
   const auto dtype = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor values = weight.detach().to(at::kCPU, dtype).contiguous();
+  const at::Tensor values = weight.detach().to(solver_device(weight), dtype).contiguous();
   check_finite(values, "weight");
   return values;
 }
@@ -178,11 +208,11 @@ LayerStatistics permuted(const LayerStatistics& statistics, const at::Tensor& or
   });
 }
 
-LayerStatistics on_host(const LayerStatistics& statistics, at::Device device) {
+LayerStatistics moved_to(at::Device solver, const LayerStatistics& statistics, at::Device device) {
   return transformed(statistics, [&](const at::Tensor& values, const char* name) {
     TORCH_CHECK(values.device() == device, "quantize_weight: ", name, " must be on the device of the weight, ", device,
                 ", got ", values.device());
-    return values.detach().to(at::kCPU);
+    return values.detach().to(solver);
   });
 }
 

@@ -6,7 +6,7 @@
 
 namespace gptq {
 
-/// The weight as f32 or f64, contiguous, on the CPU.
+/// The weight as f32 or f64, contiguous, on its device or, if that has no kernels, on the CPU.
 /// @throws c10::Error
 at::Tensor checked_weight(const at::Tensor& weight);
 
@@ -15,10 +15,10 @@ at::Tensor checked_weight(const at::Tensor& weight);
 /// @throws c10::Error
 LayerStatistics checked_statistics(const LayerStatistics& statistics, const at::Tensor& weight, const Plan& plan);
 
-/// The statistics on the CPU.
+/// The statistics where the weight is solved.
 /// @param device where they have to be
 /// @throws c10::Error
-LayerStatistics on_host(const LayerStatistics& statistics, at::Device device);
+LayerStatistics moved_to(at::Device solver, const LayerStatistics& statistics, at::Device device);
 
 /// The statistics of x̂ - μ̂ and x - μ, in place of H and D. The means stay.
 LayerStatistics centred(const LayerStatistics& statistics);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "quant/strips.h"
+#include "quant/sweep_device.h"
 #include "quant/sweep_kernel.h"
 
 namespace gptq {
@@ -174,8 +175,11 @@ class Sweeper {
 
 SweepResult sweep(const at::Tensor& weight, const Factor& factor, const Plan& plan, Grid& grid) {
   SweepResult result;
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "sweep",
-                             [&] { result = Sweeper<scalar_t>(weight, factor, plan, grid).run(grid); });
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "sweep", [&] {
+    const auto* kernels = device_kernels<scalar_t>(weight.device().type());
+    result = kernels != nullptr ? sweep_on_device<scalar_t>(*kernels, weight, factor, plan, grid)
+                                : Sweeper<scalar_t>(weight, factor, plan, grid).run(grid);
+  });
   return result;
 }
 
