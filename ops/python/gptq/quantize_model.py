@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibration import Call, calls_of
+from .placement import NoPlacement, Placement, checked_device, placed
 from .quantized_linear import QuantizedLinear
 from .report import LayerReport, QuantizationReport, model_bytes
 from .streams import InputStatistics, Replacements, Streams, replacement
@@ -50,6 +51,7 @@ class _Pass:
         drop_nonfinite: bool,
         compute: str,
         replacements: Replacements,
+        placement: Placement | NoPlacement,
         report: QuantizationReport,
         progress: Callable[[str], None],
     ) -> None:
@@ -59,6 +61,7 @@ class _Pass:
         self._drop_nonfinite = drop_nonfinite
         self._compute = compute
         self._replacements = replacements
+        self._placement = placement
         self._report = report
         self._progress = progress
 
@@ -73,6 +76,7 @@ class _Pass:
         for stage in traced.stages:
             start = time.perf_counter()
             streams.go_to(traced.units.get(stage[0]))
+            self._placement.keep(module for target in stage for module in target.modules)
             gathered = self._gather(stage[0], streams, traced)
             for target in stage:
                 self._quantize(target, gathered, start)
@@ -83,6 +87,7 @@ class _Pass:
         for target in targets:
             if self._options["mode"] == "rtn":
                 start = time.perf_counter()
+                self._placement.keep(target.modules)
                 self._quantize(target, _Gathered(InputStatistics(target.weight, self._drop_nonfinite)), start)
             else:
                 self._report.skipped[target.name] = "no calibration input reaches it"
@@ -155,6 +160,7 @@ class _Pass:
                 first = first or linear
                 made[module] = replacement(module, target.kind, linear)
         self._replacements.add(target, made)
+        self._placement.adopt(made)
         main = ("loss", "rtn_loss", "relative_error", "rtn_relative_error")
         self._report.layers.append(
             LayerReport(
@@ -261,11 +267,6 @@ def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[str], None]]:
         yield done
 
 
-def _device(model: nn.Module) -> torch.device:
-    tensor = next(iter([*model.parameters(), *model.buffers()]), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
 def quantize(
     model: nn.Module,
     calibration: Iterable[Any] | None = None,
@@ -293,6 +294,7 @@ def quantize(
     drop_nonfinite: bool = False,
     blockwise: bool = True,
     compute: str = "exact",
+    device: torch.device | str | None = None,
     progress: bool = True,
 ) -> QuantizationReport:
     """Quantize the linear layers of a model in place.
@@ -342,6 +344,11 @@ def quantize(
             block for all calibration calls in memory, twice. False: run the whole model up to each layer, which takes
             time that grows with the square of the depth.
         compute: what the new layers hand to gptq.linear_w4.
+        device: to work on, the CPU or a CUDA device, while the model stays where it is: a block at a time is copied
+            there, quantized and brought back, and outside of chains of blocks a part that is called. The device holds
+            the calibration set too, and with blockwise the inputs of one block for all calls, twice. Before that the
+            model is run once on each calibration call, for which all of it is copied, part by part: few large calls
+            cost less than many small ones. The model must compute where its inputs are. None: where the model is.
         progress: show a progress bar.
 
     Returns:
@@ -355,6 +362,7 @@ def quantize(
     start = time.perf_counter()
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("model must be a module of Python; the driver and gptq::quantize_module take TorchScript")
+    worked_on = None if device is None else checked_device(device)
     choose = grid_chooser(Grid(bits, group_size), lm_head, skip, overrides)
     options = {
         "symmetric": symmetric,
@@ -378,12 +386,13 @@ def quantize(
     with ExitStack() as contexts:
         contexts.enter_context(_without_fast_path(model, targets))
         contexts.enter_context(_evaluating(model))
-        calls = calls_of(calibration, tokenizer, _device(model))
+        placement = contexts.enter_context(placed(model, targets, worked_on))
+        calls = calls_of(calibration, tokenizer, placement.device)
         if not calls and mode != "rtn":
             raise ValueError(f'calibration must hold at least one sample in mode "{mode}", got none')
         done = contexts.enter_context(_progress_bar(len(targets), progress))
         try:
-            run = _Pass(model, calls, options, drop_nonfinite, compute, replacements, report, done)
+            run = _Pass(model, calls, options, drop_nonfinite, compute, replacements, placement, report, done)
             run.run(targets, blockwise)
         except BaseException:
             replacements.take_back()
