@@ -6,6 +6,7 @@
 #include <random>
 
 #include "model/perplexity.h"
+#include "rewrite/placement.h"
 
 namespace gptq {
 
@@ -21,14 +22,14 @@ class Decoder {
     tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
     at::Tensor logits;
     if (cached_) {
-      const at::Tensor input = at::tensor(tokens, at::kLong).unsqueeze(0);
+      const at::Tensor input = at::tensor(tokens, at::kLong).unsqueeze(0).to(rewrite::device_of(module_));
       const auto output = module_.forward({input, past_});
       logits = logits_of(output);
       past_ = output.toTupleRef().elements()[1];
     } else {
       logits = forward_logits(module_, at::tensor(tokens_, at::kLong).unsqueeze(0));
     }
-    return logits.select(0, 0).select(0, -1).to(at::kFloat);
+    return logits.select(0, 0).select(0, -1).to(at::kCPU, at::kFloat);
   }
 
  private:

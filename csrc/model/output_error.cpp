@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "rewrite/placement.h"
+
 namespace gptq {
 
 namespace {
@@ -15,7 +17,7 @@ double squared_norm(const at::Tensor& tensor) {
 }
 
 at::Tensor output_of(torch::jit::Module& module, const at::Tensor& input) {
-  const at::Tensor output = logits_of(module.forward({input}));
+  const at::Tensor output = logits_of(module.forward({input.to(rewrite::device_of(module))}));
   TORCH_CHECK(output.is_floating_point(), "model must return a floating-point tensor, returned ",
               output.dtype().name());
   return output.to(at::kDouble);

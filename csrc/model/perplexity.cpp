@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "rewrite/placement.h"
+
 namespace gptq {
 
 namespace {
@@ -75,7 +77,7 @@ at::Tensor logits_of(const c10::IValue& output) {
 }
 
 at::Tensor forward_logits(torch::jit::Module& module, const at::Tensor& ids) {
-  const at::Tensor logits = logits_of(module.forward({ids}));
+  const at::Tensor logits = logits_of(module.forward({ids.to(rewrite::device_of(module))}));
   TORCH_CHECK(logits.dim() == 3 && logits.size(0) == ids.size(0) && logits.size(1) == ids.size(1),
               "model must return logits [batch, tokens, vocabulary] = [", ids.size(0), ", ", ids.size(1),
               ", vocabulary], returned ", logits.sizes());
@@ -116,7 +118,7 @@ std::vector<Evaluation> evaluate(std::vector<torch::jit::Module> models, const s
         const at::Tensor logits = forward_logits(models[m], input)[0].slice(0, first - 1 - begin, end - 1 - begin);
         TORCH_CHECK(m == 0 || reference.size(1) == logits.size(1), "evaluate: models must have one vocabulary, got ",
                     reference.size(1), " and ", logits.size(1));
-        add_scores(logits, reference, all.slice(0, first, end), sums[m]);
+        add_scores(logits, reference, all.slice(0, first, end).to(logits.device()), sums[m]);
         if (m == 0) reference = logits;
       }
     }

@@ -34,14 +34,16 @@ using EvaluationProgress = std::function<void(int64_t done, int64_t total)>;
 
 /// Perplexity of a text under a language model, and with a reference how far the two models' predictions lie apart.
 ///
-/// @param module forward(ids i64 [1, T]) -> logits [1, T, V], alone, first in a tuple or under "logits" in a dict
+/// @param module on any device, where the ids are copied to; forward(ids i64 [1, T]) -> logits [1, T, V], alone, first
+/// in a tuple or under "logits" in a dict
 /// @param ids at least one window of tokens
 /// @param reference float model that the module was made from, or nullptr
 /// @throws c10::Error if ids are fewer than 2 or than a window, the options are out of range or logits are not finite
 Evaluation evaluate(torch::jit::Module& module, const std::vector<int64_t>& ids, const EvaluationOptions& options,
                     torch::jit::Module* reference = nullptr, const EvaluationProgress& progress = {});
 
-/// One evaluation a model, each call of the models made once; all after the first are compared with the first.
+/// One evaluation a model, all on one device, each call of the models made once; all after the first are compared with
+/// the first.
 std::vector<Evaluation> evaluate(std::vector<torch::jit::Module> models, const std::vector<int64_t>& ids,
                                  const EvaluationOptions& options, const EvaluationProgress& progress = {});
 

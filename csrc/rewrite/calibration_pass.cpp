@@ -10,6 +10,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "rewrite/linear_finder.h"
 #include "rewrite/linear_replacement.h"
 #include "rewrite/packed_weight.h"
+#include "rewrite/placement.h"
 
 namespace gptq::rewrite {
 namespace {
@@ -121,10 +123,12 @@ class CalibrationPass {
   Stream make_stream(Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration);
   void plan();
   double reach(const Stage& stage);
-  GraphSlice advance(Stream& stream, const Stage& stage);
+  GraphSlice advance(Stream& stream, const Stage& stage, std::optional<DeviceCopies>& copies) const;
+  /// Where the observers and the solver work on a layer.
+  at::Device device_of(const Layer& layer) const { return options_.device.value_or(layer.weight.device()); }
   void observe(const Stage& stage, size_t batch, const at::Tensor& input, const at::Tensor& expected);
   QuantizeOptions options_of(const Layer& layer) const;
-  void probe(const Stage& stage);
+  void probe(const Stage& stage, std::optional<DeviceCopies>& copies);
   void finish_layers(size_t stage, double input_error, std::chrono::steady_clock::time_point start);
   QuantizedLinear quantize(const Layer& layer) const;
   void replace(const QuantizedLinear& quantized, size_t layer);
@@ -141,6 +145,9 @@ class CalibrationPass {
 Stream CalibrationPass::make_stream(Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration) {
   Stream stream;
   stream.graph = graph.copy();
+  if (options_.device) {
+    retarget_devices(*stream.graph, *options_.device);
+  }
   while (!stream.graph->outputs().empty()) {
     stream.graph->eraseOutput(0);
   }
@@ -164,7 +171,9 @@ Stream CalibrationPass::make_stream(Graph& graph, const std::vector<std::vector<
     schema.checkAndNormalizeInputs(arguments);
     LiveValues& live = stream.live.emplace_back();
     for (const size_t i : c10::irange<size_t>(1, arguments.size())) {
-      live.emplace(stream.graph->inputs()[i], std::move(arguments[i]));
+      c10::IValue& argument = arguments[i];
+      live.emplace(stream.graph->inputs()[i],
+                   options_.device ? argument.deepcopy(options_.device) : std::move(argument));
     }
   }
   return stream;
@@ -198,9 +207,11 @@ void CalibrationPass::plan() {
       Layer& layer = layers_[quantized_.uses[i].layer];
       if (!layer.observer) {
         const bool share = layer.uses == 1 && shared;
-        layer.observer = share ? shared
-                               : c10::make_intrusive<GPTQLayer>(layer.weight, std::nullopt, layer.conv1d,
-                                                                options_of(layer).search_damping);
+        // An observer reads no more of the weight than its shape and device.
+        const at::Tensor like = at::empty({}, layer.weight.options().device(device_of(layer))).expand_as(layer.weight);
+        layer.observer =
+            share ? shared
+                  : c10::make_intrusive<GPTQLayer>(like, std::nullopt, layer.conv1d, options_of(layer).search_damping);
         shared = layer.uses == 1 ? layer.observer : shared;
       }
     }
@@ -209,8 +220,13 @@ void CalibrationPass::plan() {
 
 /// Carries both streams up to a stage and gathers its inputs; returns how far the quantized stream's are off.
 double CalibrationPass::reach(const Stage& stage) {
-  GraphSlice float_slice = advance(float_, stage);
-  GraphSlice quantized_slice = advance(quantized_, stage);
+  // What the device holds of the model: all that this stretch of it reads, and no longer than it runs.
+  std::optional<DeviceCopies> copies;
+  if (options_.device) {
+    copies.emplace(*options_.device);
+  }
+  GraphSlice float_slice = advance(float_, stage, copies);
+  GraphSlice quantized_slice = advance(quantized_, stage, copies);
   const Value* float_input = float_.uses[stage.linears.front()].linear.input();
   const Value* quantized_input = quantized_.uses[stage.linears.front()].linear.input();
   double difference = 0;
@@ -227,15 +243,19 @@ double CalibrationPass::reach(const Stage& stage) {
     }
   }
   if (stage.nested) {
-    probe(stage);
+    probe(stage, copies);
   }
   return magnitude > 0 ? std::sqrt(difference / magnitude) : 0;
 }
 
-GraphSlice CalibrationPass::advance(Stream& stream, const Stage& stage) {
+GraphSlice CalibrationPass::advance(Stream& stream, const Stage& stage, std::optional<DeviceCopies>& copies) const {
   Node* anchor = top_level(stream.uses[stage.linears.front()].linear.node);
   Node* begin = std::exchange(stream.position, anchor);
-  return {*stream.graph, begin, anchor, values_needed_from(*stream.graph, anchor)};
+  GraphSlice slice(*stream.graph, begin, anchor, values_needed_from(*stream.graph, anchor));
+  if (copies) {
+    read_copies(slice.graph(), module_, *copies);
+  }
+  return slice;
 }
 
 QuantizeOptions CalibrationPass::options_of(const Layer& layer) const {
@@ -271,7 +291,7 @@ void CalibrationPass::observe(const Stage& stage, size_t batch, const at::Tensor
 }
 
 /// Runs the loop or branch that a linear stands in with an observer before the linear, on copies of the live values.
-void CalibrationPass::probe(const Stage& stage) {
+void CalibrationPass::probe(const Stage& stage, std::optional<DeviceCopies>& copies) {
   const Use& use = quantized_.uses[stage.linears.front()];
   Node* outer = top_level(use.linear.node);
   GraphSlice slice(*quantized_.graph, outer, outer->next(), {});
@@ -284,6 +304,9 @@ void CalibrationPass::probe(const Stage& stage) {
   graph.insertNode(graph.create(
       c10::Symbol::fromQualString("gptq::observe"),
       {copy->input(use.linear.input_index), layer, weights, graph.insertConstant(options_.drop_nonfinite)}, 0));
+  if (copies) {
+    read_copies(graph, module_, *copies);
+  }
   for (const size_t i : c10::irange(quantized_.live.size())) {
     LiveValues copies;
     for (const auto& [value, held] : quantized_.live[i]) {
@@ -318,7 +341,8 @@ void CalibrationPass::finish_layers(size_t stage, double input_error, std::chron
 }
 
 QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
-  const at::Tensor stored = layer.weight.detach();
+  const at::Device home = layer.weight.device();
+  const at::Tensor stored = layer.weight.detach().to(device_of(layer));
   const at::Tensor weight = layer.conv1d ? stored.t() : stored;
   const QuantizeOptions options = options_of(layer);
   LayerStatistics statistics = layer.observer->statistics();
@@ -335,12 +359,13 @@ QuantizedLinear CalibrationPass::quantize(const Layer& layer) const {
   quantized.dropped = layer.observer->dropped();
   quantized.report = result.report;
   const PackedWeight packed = pack_weight(result.codes, result.scales, result.zeros, options.bits);
-  quantized.packed = packed.packed;
-  quantized.scales = packed.scales;
-  quantized.zeros = packed.zeros;
-  quantized.input_order = result.input_order;
+  const auto brought_home = [&](const at::Tensor& tensor) { return tensor.defined() ? tensor.to(home) : tensor; };
+  quantized.packed = brought_home(packed.packed);
+  quantized.scales = brought_home(packed.scales);
+  quantized.zeros = brought_home(packed.zeros);
+  quantized.input_order = brought_home(result.input_order);
   if (result.bias_shift.defined()) {
-    quantized.bias = layer.bias.detach().add(result.bias_shift.to(layer.bias.scalar_type()));
+    quantized.bias = layer.bias.detach().add(result.bias_shift.to(layer.bias.options()));
   }
   return quantized;
 }

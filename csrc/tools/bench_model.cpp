@@ -11,6 +11,7 @@
 #include "model/generate.h"
 #include "tools/bench_common.h"
 #include "tools/commands.h"
+#include "tools/device.h"
 #include "tools/model_input.h"
 
 namespace gptq::tools {
@@ -26,6 +27,7 @@ struct BenchModel {
   int64_t decode_tokens = 32;
   int64_t rounds = 5;
   std::string json;
+  std::string device = "cpu";
 
   void run();
 
@@ -47,9 +49,8 @@ void check_context(const LoadedModel& model, int64_t tokens, const char* flag) {
 
 Times BenchModel::prefill(LoadedModel& float_model, LoadedModel& model) const {
   const at::Tensor ids = at::tensor(random_tokens(prefill_tokens), at::kLong).unsqueeze(0);
-  return interleave({{"float", [&] { forward_logits(float_model.module, ids); }},
-                     {"model", [&] { forward_logits(model.module, ids); }}},
-                    rounds);
+  const auto run = [&](LoadedModel& used) { synchronize(forward_logits(used.module, ids).device()); };
+  return interleave({{"float", [&] { run(float_model); }}, {"model", [&] { run(model); }}}, rounds);
 }
 
 // What generate needs for the new tokens, without what it needs for the prompt.
@@ -88,15 +89,19 @@ Json tokens_json(const Times& times, int64_t tokens, const char* what) {
 
 void BenchModel::run() {
   const c10::InferenceMode inference;
+  const at::Device target = open_device(device);
   LoadedModel model = input.load(), float_model = load_model(reference);
   for (const LoadedModel* each : {&model, &float_model}) {
     check_context(*each, prefill_tokens, "--prefill-tokens");
     check_context(*each, prompt_tokens + decode_tokens + 1, "--decode-tokens with --prompt-tokens");
   }
   JsonOutput output(json);
+  move_to(model, target);
+  move_to(float_model, target);
   const Json prefilled = tokens_json(prefill(float_model, model), prefill_tokens, "prefill");
   const Json decoded = tokens_json(decode(float_model, model), decode_tokens, "decode");
-  output.write(Json{{"threads", at::get_num_threads()},
+  output.write(Json{{"device", target.str()},
+                    {"threads", at::get_num_threads()},
                     {"rounds", rounds},
                     {"prompt_tokens", prompt_tokens},
                     {"prefill", prefilled},
@@ -117,6 +122,7 @@ void add_bench_model_command(CLI::App& app) {
   count("--prompt-tokens", bench->prompt_tokens, "Tokens in the cache before decoding");
   count("--decode-tokens", bench->decode_tokens, "Tokens decoded one by one");
   count("--rounds", bench->rounds, "Rounds");
+  add_device_option(*sub, bench->device);
   sub->add_option("--json", bench->json, "File to write the result to");
   sub->callback([bench] { bench->run(); });
 }

@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "tools/commands.h"
+#include "tools/device.h"
 #include "tools/model_input.h"
 #include "tools/progress.h"
 #include "tools/report.h"
@@ -14,17 +15,22 @@ struct EvalCommand {
   std::string text;
   std::string reference;
   std::string json;
+  std::string device = "cpu";
 
   void run() const;
 };
 
 void EvalCommand::run() const {
+  const at::Device target = open_device(device);
   LoadedModel model = input.load();
   const std::vector<int64_t> ids = windows.read(text, model, input.load_tokenizer());
   const EvaluationOptions options = windows.resolve(model);
+  move_to(model, target);
   std::vector<torch::jit::Module> models{model.module};
   if (!reference.empty()) {
-    models.insert(models.begin(), load_model(reference).module);
+    LoadedModel float_model = load_model(reference);
+    move_to(float_model, target);
+    models.insert(models.begin(), float_model.module);
   }
   JsonOutput output(json);
   std::vector<Evaluation> evaluations;
@@ -58,6 +64,7 @@ void add_eval_command(CLI::App& app) {
   sub->add_option("--text", command->text, "Text to score")->required();
   command->windows.add_to(*sub);
   sub->add_option("--reference", command->reference, "Float model to report the KL divergence from");
+  add_device_option(*sub, command->device);
   sub->add_option("--json", command->json, "File to write the result to");
   sub->callback([command] { command->run(); });
 }

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "tools/commands.h"
+#include "tools/device.h"
 #include "tools/model_input.h"
 #include "tools/report.h"
 
@@ -16,12 +17,14 @@ struct GenerateCommand {
   ModelInput input;
   std::string prompt;
   std::string json;
+  std::string device = "cpu";
   GenerateOptions options;
 
   void run();
 };
 
 void GenerateCommand::run() {
+  const at::Device target = open_device(device);
   LoadedModel model = input.load();
   const Tokenizer tokenizer = input.load_tokenizer();
   const std::vector<int64_t> ids = tokenizer.encode(prompt);
@@ -31,6 +34,7 @@ void GenerateCommand::run() {
     options.eos_token_ids.push_back(*end);
   }
   JsonOutput output(json);
+  move_to(model, target);
   const std::vector<int64_t> tokens = generate(model.module, ids, options);
   const std::string text = tokenizer.decode(tokens);
   output.write({{"prompt", prompt}, {"text", text}, {"tokens", tokens}});
@@ -54,6 +58,7 @@ void add_generate_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   sub->add_option("--seed", command->options.seed, "Seed of the draws")->capture_default_str();
+  add_device_option(*sub, command->device);
   sub->add_option("--json", command->json, "File to write the result to");
   sub->callback([command] { command->run(); });
 }

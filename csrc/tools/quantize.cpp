@@ -13,7 +13,9 @@
 #include "model/model_card.h"
 #include "model/output_error.h"
 #include "model/safetensors.h"
+#include "rewrite/placement.h"
 #include "tools/commands.h"
+#include "tools/device.h"
 #include "tools/model_input.h"
 #include "tools/progress.h"
 #include "tools/quantize_card.h"
@@ -109,6 +111,7 @@ struct QuantizeCommand {
   std::string calibration;
   std::string eval;
   std::string json;
+  std::string device = "cpu";
   int64_t samples = 128;
   int64_t sequence_length = 0;
   uint64_t seed = 0;
@@ -122,7 +125,7 @@ struct QuantizeCommand {
   std::vector<std::vector<c10::IValue>> calibration_inputs(const LoadedModel& model,
                                                            const std::optional<Tokenizer>& tokenizer) const;
   Scored read_eval(const LoadedModel& model, const std::optional<Tokenizer>& tokenizer) const;
-  void score(const LoadedModel& model, const torch::jit::Module& quantized, const Scored& scored,
+  void score(const LoadedModel& model, const torch::jit::Module& quantized, const Scored& scored, at::Device target,
              QuantizeSummary& summary) const;
   void check_format(const LoadedModel& model, const std::vector<LinearInfo>& linears) const;
   void check_linear(const LinearInfo& linear) const;
@@ -175,7 +178,7 @@ Scored QuantizeCommand::read_eval(const LoadedModel& model, const std::optional<
 }
 
 void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& quantized, const Scored& scored,
-                            QuantizeSummary& summary) const {
+                            at::Device target, QuantizeSummary& summary) const {
   const auto start = Clock::now();
   QuantizeModuleOptions rounding = flags.options;
   rounding.quantize_layer = [&](const std::string& name) {
@@ -187,15 +190,19 @@ void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& 
   };
   rounding.quantize.mode = "rtn";
   rounding.progress = {};
-  const torch::jit::Module rounded = quantize_module(model.module, {}, rounding).module;
+  std::vector<torch::jit::Module> models{model.module, quantize_module(model.module, {}, rounding).module, quantized};
+  if (!target.is_cpu()) {
+    std::transform(models.begin(), models.end(), models.begin(),
+                   [&](const torch::jit::Module& module) { return rewrite::copy_to(module, target); });
+  }
   Progress progress("scoring");
   const char* unit = scored.batches.empty() ? "windows" : "batches";
   const EvaluationProgress update = [&](int64_t done, int64_t total) { progress.update(done, total, unit); };
   if (scored.batches.empty()) {
     summary.windows = windows.resolve(model);
-    summary.evaluations = evaluate({model.module, rounded, quantized}, scored.ids, *summary.windows, update);
+    summary.evaluations = evaluate(models, scored.ids, *summary.windows, update);
   } else {
-    summary.output_errors = output_errors(model.module, {rounded, quantized}, scored.batches, update);
+    summary.output_errors = output_errors(models[0], {models[1], models[2]}, scored.batches, update);
   }
   summary.seconds_evaluate = seconds_since(start);
 }
@@ -308,6 +315,10 @@ void QuantizeCommand::run() {
   }
   TORCH_CHECK(!is_pt2_archive(input.model), input.model,
               ": must not be compiled or exported; quantize the model it was made from, then export that");
+  const at::Device target = open_device(device);
+  if (!target.is_cpu()) {
+    flags.options.device = target;
+  }
   const LoadedModel model = input.load();
   const std::vector<LinearInfo> linears = find_linears(model.module);
   flags.resolve(linears);
@@ -336,8 +347,10 @@ void QuantizeCommand::run() {
   }
   TORCH_CHECK(!quantized.layers.empty(), input.model, ": has no float linear to quantize");
   summary.seconds_quantize = seconds_since(quantize_start);
+  summary.device = target.str();
+  summary.device_peak_bytes = peak_bytes(target);
   if (!scored.empty()) {
-    score(model, quantized.module, scored, summary);
+    score(model, quantized.module, scored, target, summary);
   }
   const int64_t bytes_per_float = stored_element_size(model);
   for (const QuantizedLinear& layer : quantized.layers) {
@@ -385,6 +398,7 @@ void add_quantize_command(CLI::App& app) {
          "Name of the model on the Hugging Face hub, for the model card; default: that of a folder in the hub's "
          "cache")
       ->check(hub_name_check());
+  add_device_option(*sub, command->device);
   sub->add_option("--json", command->json, "File to write the report to");
   sub->callback([command] { command->run(); });
 }

@@ -64,6 +64,10 @@ Json to_json(const QuantizeSummary& summary) {
   }
   json["seconds"] = {
       {"quantize", summary.seconds_quantize}, {"evaluate", summary.seconds_evaluate}, {"total", summary.seconds_total}};
+  json["device"] = summary.device;
+  if (summary.device_peak_bytes > 0) {
+    json["device_peak_bytes"] = summary.device_peak_bytes;
+  }
   json["bytes"] = {{"linears_before", summary.linear_bytes_before}, {"linears_after", summary.linear_bytes_after}};
   json["layers"] = Json::array();
   for (const QuantizedLinear& layer : summary.layers) {

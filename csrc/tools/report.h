@@ -32,6 +32,8 @@ struct QuantizeSummary {
   std::vector<double> output_errors;         ///< of rounding to nearest and quantized, if batches were scored
   int64_t linear_bytes_before = 0;           ///< in the checkpoint's own dtype
   int64_t linear_bytes_after = 0;
+  std::string device = "cpu";
+  int64_t device_peak_bytes = 0;  ///< of tensors, while quantizing; 0 on the CPU
   double seconds_quantize = 0;
   double seconds_evaluate = 0;
   double seconds_total = 0;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,8 +33,8 @@ struct QuantizedLinear : LinearInfo {
   at::Tensor input_order;  ///< i32 [K], see linear_w4; undefined: none
   at::Tensor bias;         ///< [N] in the dtype of the stored bias, if it was corrected; undefined: as it was
   QuantizeReport report;
-  int64_t nsamples = 0;    ///< calibration vectors seen; 0: rounded to nearest
-  int64_t dropped = 0;     ///< calibration vectors left out for being NaN or Inf
+  int64_t nsamples = 0;  ///< calibration vectors seen; 0: rounded to nearest
+  int64_t dropped = 0;   ///< calibration vectors left out for being NaN or Inf
   double input_error = 0;  ///< ‖x̂ - x‖ / ‖x‖, inputs behind the quantized prefix against those of the float model
   double seconds = 0;      ///< for this layer's share of the calibration pass and its quantization
 
@@ -54,6 +55,12 @@ struct QuantizeModuleOptions {
   std::vector<at::Tensor> token_weights;
   /// Whether vectors with NaN or Inf are dropped and counted instead of being an error.
   bool drop_nonfinite = false;
+  /// Where the work is done, the CPU or a CUDA device. The module stays where it is: what a stretch of it reads, from
+  /// one linear's input to the next one's, is copied there for as long as that stretch runs, and then one weight for as
+  /// long as it is quantized; the results are copied back. The activations of all calibration inputs are there, in
+  /// float32 4 bytes for every element of what is alive at a linear's input, in each of the two streams. None: the work
+  /// is done where the tensors are.
+  std::optional<at::Device> device;
   /// Called after each layer with how many of how many are done.
   std::function<void(const QuantizedLinear& layer, size_t done, size_t total)> progress;
 };

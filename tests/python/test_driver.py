@@ -301,6 +301,18 @@ class TestBadInput:
         quantize(demo_model, "--refine-sweeps", "-1", saying="--refine-sweeps")
         quantize(demo_model, "--sequence-length", "100000", saying="--sequence-length")
 
+    def test_devices_that_are_not_there(self, quantize, gptq, demo_model, text):
+        for device in ("gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0"):
+            quantize(demo_model, "--device", device, saying=f"--device: must be cpu, cuda or cuda:N, got {device}")
+        saying = "^gptq: --device: (cuda needs a |the index of a CUDA device must be in 0..)"
+        quantize(demo_model, "--device", "cuda:9999", saying=saying)
+        for command in (
+            ("eval", demo_model, "--text", text[1]),
+            ("generate", demo_model, "--prompt", "x"),
+            ("bench", "model", demo_model, "--reference", demo_model),
+        ):
+            refused(gptq(*command, "--device", "cuda:9999"), saying=saying)
+
     def test_empty_and_short_texts(self, quantize, gptq, demo_model, tmp_path):
         empty = tmp_path / "empty.txt"
         empty.write_text("")
