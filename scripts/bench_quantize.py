@@ -4,7 +4,8 @@
     bench_quantize.py --json quantize.json
 
 All run in one process, one after the other in every round. `gptq bench quantize` compares with the same operations
-called from C++, which takes the interpreter out of the comparison.
+called from C++, which takes the interpreter out of the comparison. With --device cuda all of it is on a CUDA device,
+beside the Cholesky factorisation by itself.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 
 BLOCK = 128
 PEER = "published"
+CHOLESKY = "Cholesky alone"
 
 
 def symmetric_grid(columns, bits):
@@ -68,17 +70,21 @@ def contenders(weight, hessian, group_size):
     calls = {PEER: lambda: published(weight, hessian, 4, group_size, 0.01)}
     for name, options in flags.items():
         calls[name] = lambda options=options: gptq.quantize_weight(weight, hessian, group_size=group_size, **options)
+    if weight.is_cuda:
+        damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device)
+        calls[CHOLESKY] = lambda: torch.linalg.cholesky(damped)
     return calls
 
 
-def random_layer(rows, columns):
+def random_layer(rows, columns, device="cpu"):
     """Return a weight, and the Hessian of inputs whose channels are correlated."""
     generator = torch.Generator().manual_seed(42)
     weight = 0.02 * torch.randn(rows, columns, generator=generator)
     mixing = torch.eye(columns) + torch.randn(columns, columns, generator=generator) / columns**0.5
     inputs = torch.randn(2 * columns, columns, generator=generator) @ mixing
+    weight = weight.to(device)
     layer = gptq.GPTQLayer(weight)
-    layer.add_batch(inputs)
+    layer.add_batch(inputs.to(device))
     return weight, layer.hessian()
 
 
@@ -86,21 +92,34 @@ def spread(values):
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def measure(shape, rounds, group_size):
+def seconds_of(call, device):
+    """Return how long a call takes, until the device has done it."""
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(shape, rounds, group_size, device="cpu"):
     """Return the seconds of every contender, and how many times faster than the peer it is, round by round."""
     times = {}
-    calls = contenders(*random_layer(*shape), group_size)
+    calls = contenders(*random_layer(*shape, device), group_size)
     for round_number in range(rounds + 1):  # the first warms up
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
+            seconds = seconds_of(call, device)
             if round_number:
-                times.setdefault(name, []).append(time.perf_counter() - start)
+                times.setdefault(name, []).append(seconds)
+    return summary(shape, times)
+
+
+def summary(shape, times):
+    """Return the spread of all seconds, and of how many times faster than the peer each is."""
     peer = times[PEER]
     ratios = {
         name: spread([theirs / ours for theirs, ours in zip(peer, seconds, strict=True)])
         for name, seconds in times.items()
-        if name != PEER
+        if name not in (PEER, CHOLESKY)
     }
     return {
         "shape": list(shape),
@@ -126,21 +145,28 @@ def main():
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds, after one to warm up (default: %(default)s)")
     parser.add_argument("--group-size", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--json", type=Path, help="file to write the result to")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.exit(1, "bench_quantize.py: --device cuda needs a CUDA device, torch sees none\n")
     if args.threads:
         torch.set_num_threads(args.threads)
     results = []
     for shape in args.shapes:
-        result = measure(shape, args.rounds, args.group_size)
+        result = measure(shape, args.rounds, args.group_size, args.device)
         results.append(result)
         line = f"{shape[0]:5} x {shape[1]:<5}  published {1e3 * result['seconds'][PEER]['median']:8.1f} ms"
         for name, ratio in result["speedup"].items():
             line += f"   {name} {ratio['median']:.1f}x ({ratio['least']:.1f} to {ratio['most']:.1f})"
+        if CHOLESKY in result["seconds"]:
+            default, factor = (1e3 * result["seconds"][name]["median"] for name in ("default", CHOLESKY))
+            line += f"   default {default:.1f} ms, of which Cholesky alone takes {factor:.1f} ms"
         print(line, flush=True)
     if args.json:
-        report = {"threads": torch.get_num_threads(), "rounds": args.rounds, "shapes": results}
+        name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+        report = {"device": name, "threads": torch.get_num_threads(), "rounds": args.rounds, "shapes": results}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -60,6 +60,62 @@ def test_ratios_are_to_the_dense_linear_of_the_same_input():
     assert result["error"]["linear_w4 exact"] < 1e-6
 
 
+def test_what_a_cuda_run_measured_is_put_together():
+    weight = bench_peers.Weight(64, 48, 32)
+    dtypes = {"linear_w4 bf16": "bf16", "torch bf16": "bf16", "linear_w4 exact": "f32", "torch f32": "f32"}
+    seconds = {"linear_w4 bf16": [1e-6, 2e-6, 1e-6], "torch bf16": [4e-6, 4e-6, 4e-6]}
+    seconds |= {"linear_w4 exact": [2e-6] * 3, "torch f32": [3e-6] * 3, "copy": [1e-3] * 3, "gemm": [2e-3] * 3}
+    amounts = {"copy_bytes_per_second": 2e9, "bf16_flops_per_second": 4e9}
+    seconds |= {"copy_bytes_per_second": seconds.pop("copy"), "bf16_flops_per_second": seconds.pop("gemm")}
+    result = bench_peers.with_ceilings(weight, 3, seconds, dtypes, dict.fromkeys(dtypes, 1e-3), amounts)
+    assert result["ceilings"]["copy_bytes_per_second"]["median"] == pytest.approx(2e12)
+    assert result["ceilings"]["bf16_flops_per_second"]["median"] == pytest.approx(2e12)
+    assert result["speedup"]["linear_w4 bf16"] == {"median": 4, "p10": 2, "p90": 4}
+    # Two groups of 48 scales, codes of 4 bits, and 3 rows of input and output.
+    moved = 64 * 48 / 2 + 2 * 2 * 48 + 3 * (64 + 48) * 2
+    assert result["bandwidth_share"]["linear_w4 bf16"] == pytest.approx(moved / 1e-6 / 2e12)
+    dense = 64 * 48 * 2 + 3 * (64 + 48) * 2
+    assert result["bandwidth_share"]["torch bf16"] == pytest.approx(dense / 4e-6 / 2e12)
+    assert result["flops_share"]["linear_w4 exact"] == pytest.approx(2 * 3 * 64 * 48 / 2e-6 / 2e12)
+    assert set(json.loads(json.dumps(result))["seconds"]) == set(dtypes)
+
+
+def test_a_cuda_run_prints_its_ceilings(capsys):
+    weight = bench_peers.Weight(64, 48, 32)
+    seconds = dict.fromkeys(["torch bf16", "copy_bytes_per_second", "bf16_flops_per_second"], [1e-6])
+    amounts = dict.fromkeys(["copy_bytes_per_second", "bf16_flops_per_second"], 1.0)
+    bench_peers.print_result(
+        bench_peers.with_ceilings(weight, 1, seconds, {"torch bf16": "bf16"}, {"torch bf16": 2e-3}, amounts)
+    )
+    assert "% of copying" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("script", [bench_peers, bench_quantize])
+def test_without_a_cuda_device_there_is_one_line(script, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"{script.__name__}.py", "--device", "cuda"])
+    with pytest.raises(SystemExit) as stopped:
+        script.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"{script.__name__}.py: --device cuda needs a CUDA device, torch sees none\n"
+
+
+def test_a_run_ends_in_time_and_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "peers.json"
+    monkeypatch.setattr(
+        bench_peers, "reason_to_leave_out", lambda name, device: None if "torch" in name else "not here"
+    )
+    arguments = ["bench_peers.py", "--shapes", "64x48", "--group-size", "32", "--rounds", "2", "--json", str(path)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--tokens", "1", "3", "--threads", str(torch.get_num_threads())])
+    bench_peers.main()
+    report = json.loads(path.read_text())
+    assert report["device"] == "cpu" and report["left_out"]["ATen int4 bf16"] == "not here"
+    assert [result["m"] for result in report["results"]] == [1, 3]
+    monkeypatch.setattr("sys.argv", [*arguments, "--minutes", "0"])
+    bench_peers.main()
+    assert "out of time before K 64  N 48" in capsys.readouterr().out
+
+
 def test_plot_speed_draws_and_tabulates(driver_path, tmp_path, monkeypatch, capsys):
     linear, peers = tmp_path / "linear.json", tmp_path / "peers.json"
     arguments = ["--shapes", "64x48,96x48", "--tokens", "1,5", "--group-size", "32", "--rounds", "2", "--json", linear]

@@ -1,4 +1,9 @@
-"""The quantizer on tensors of a CUDA device; skipped where there is none."""
+"""What runs on a CUDA device; skipped where there is none."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +11,7 @@ import torch
 gptq = pytest.importorskip("gptq")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
+ROOT = Path(__file__).resolve().parents[2]
 K, N = 96, 40
 
 
@@ -309,3 +315,87 @@ def test_a_quantized_module_moves_to_the_device(bits):
     assert torch.equal(model(x.cuda()).cpu(), expected)
     assert torch.equal(model[0].dequantize().cpu(), dequantized)
     assert torch.equal(model[0].codes().cpu(), model.to("cpu")[0].codes())
+
+
+def random_gpt2(**options):
+    """Return a GPT-2 with random weights, its calibration set and ids to score it on."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 120, **options}
+    settings = transformers.GPT2Config(initializer_range=0.1, bos_token_id=0, eos_token_id=0, **sizes)
+    generator = torch.Generator().manual_seed(4)
+    calibration = [torch.randint(120, (1, 48), generator=generator) for _ in range(8)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return (
+            transformers.GPT2LMHeadModel(settings).eval(),
+            calibration,
+            torch.randint(120, (8, 64), generator=generator),
+        )
+
+
+def perplexity_of(model, ids):
+    ids = ids.to(next(model.parameters()).device)
+    with torch.no_grad():
+        return float(model(ids, labels=ids).loss.exp())
+
+
+@pytest.mark.parametrize("home", ["cpu", "cuda"])
+def test_a_model_is_quantized_on_the_device_as_on_the_cpu(home):
+    expected, calibration, ids = random_gpt2()
+    gptq.quantize(expected, calibration, group_size=32, progress=False)
+    model = random_gpt2()[0].to(home)
+    report = gptq.quantize(model, calibration, group_size=32, device="cuda", progress=False)
+    assert len(report.layers) == 12
+    assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {home}
+    assert perplexity_of(model, ids) == pytest.approx(perplexity_of(expected, ids), rel=1e-3)
+    assert perplexity_of(model.cuda(), ids) == pytest.approx(perplexity_of(expected, ids), rel=1e-3)
+
+
+def test_the_device_holds_one_block_of_a_model():
+    def peak(layers):
+        model, _, ids = random_gpt2(n_layer=layers)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        gptq.quantize(model, [ids[:1, :8]], group_size=32, device="cuda", progress=False)
+        assert torch.cuda.memory_allocated() == before
+        return torch.cuda.max_memory_allocated() - before
+
+    peak(2)  # what is set up once
+    # The inputs of all layers of one call are kept too: 8 tokens of 7 widths a block.
+    block, inputs = 4 * 12 * 128**2, 4 * 8 * 7 * 128
+    assert peak(22) - peak(2) < 2 * block + 20 * inputs
+
+
+@pytest.fixture(scope="module")
+def driver_runs(tmp_path_factory):
+    """Quantize the demo model on both devices; return what the driver reported of each, by device."""
+    driver = Path(os.environ.get("GPTQ_DRIVER", ROOT / "build" / "bin" / "gptq"))
+    if not driver.is_file():
+        pytest.skip(f"{driver} is not built")
+    text = ROOT / "docs" / "studies.md"
+    reports = {}
+    for device in ("cpu", "cuda"):
+        folder = tmp_path_factory.mktemp(device)
+        options = ["--calibration", text, "--samples", "16", "--sequence-length", "256", "--eval", text]
+        command = [driver, "quantize", ROOT / "tests" / "data" / "demo_gpt2", "-o", folder / "model", *options]
+        subprocess.run([*command, "--device", device, "--json", folder / "report.json"], check=True)
+        command = [driver, "eval", folder / "model", "--text", text, "--device", device, "--json", folder / "eval.json"]
+        subprocess.run(command, check=True)
+        command = [driver, "generate", folder / "model", "--prompt", "The model", "--device", device]
+        subprocess.run([*command, "--max-new-tokens", "8", "--json", folder / "generate.json"], check=True)
+        reports[device] = [json.loads((folder / f"{name}.json").read_text()) for name in ("report", "eval", "generate")]
+    return reports
+
+
+def test_the_driver_quantizes_a_model_on_the_device_as_on_the_cpu(driver_runs):
+    (host, host_eval, _), (device, device_eval, _) = driver_runs["cpu"], driver_runs["cuda"]
+    assert device["device"] == "cuda:0" and device["device_peak_bytes"] > 0
+    assert [layer["shape"] for layer in device["layers"]] == [layer["shape"] for layer in host["layers"]]
+    for name in ("baseline", "rtn", "quantized"):
+        assert device["perplexity"][name] == pytest.approx(host["perplexity"][name], rel=1e-3)
+    assert device_eval["perplexity"]["baseline"] == pytest.approx(host_eval["perplexity"]["baseline"], rel=1e-3)
+
+
+def test_the_driver_continues_a_prompt_with_a_model_on_the_device(driver_runs):
+    assert len(driver_runs["cuda"][2]["tokens"]) == len(driver_runs["cpu"][2]["tokens"])
