@@ -9,7 +9,8 @@
 #include <torch/csrc/jit/passes/tensorexpr_fuser.h>
 
 #include <charconv>
-#include <limits>
+#include <optional>
+#include <string_view>
 
 #include "rewrite/placement.h"
 

@@ -1,6 +1,7 @@
 #include "model/generate.h"
 
 #include "model/checkpoint.h"
+#include "rewrite/placement.h"
 #include "tests/model/tiny_gpt2.h"
 
 namespace gptq {
@@ -39,6 +40,15 @@ TEST(Generate, CacheAndRecomputationGiveTheSameTokens) {
     EXPECT_EQ(tokens.size(), 30u);
     EXPECT_EQ(tokens, generate(recomputed, prompt, options));
   }
+}
+
+// What --device cuda makes of a model; a copy for the CPU can run here.
+TEST(Generate, ACopyForADeviceGivesTheSameTokens) {
+  auto module = tiny_module();
+  auto copy = rewrite::copy_to(module, at::kCPU);
+  EXPECT_TRUE(takes_past(copy));
+  const GenerateOptions options{.max_new_tokens = 30, .context_length = 41};
+  EXPECT_EQ(generate(copy, {3, 1}, options), generate(module, {3, 1}, options));
 }
 
 TEST(Generate, StopsAtEndOfTextAndAtTheContextLength) {

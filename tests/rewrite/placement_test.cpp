@@ -119,22 +119,46 @@ TEST(Placement, AModuleWithoutTensorsIsOnTheCpu) {
   EXPECT_TRUE(device_of(torch::jit::Module("Empty")).is_cpu());
 }
 
-/// Streaming takes the same way for every device; the CPU can compute on it.
-TEST(Placement, StreamingGivesTheCodesOfWorkingInPlace) {
-  const torch::jit::Module module = chain();
+void expect_streaming_changes_nothing(const torch::jit::Module& module) {
   const auto calibration = calibration_inputs(3, {40, 16}, 11);
   QuantizeModuleOptions options;
   options.quantize.group_size = 8;
   const QuantizedModule expected = quantize_module(module, calibration, options);
   options.device = at::kCPU;
-  const QuantizedModule streamed = quantize_module(module, calibration, options);
+  QuantizedModule streamed = quantize_module(module, calibration, options);
   ASSERT_EQ(streamed.layers.size(), expected.layers.size());
   for (size_t i = 0; i < expected.layers.size(); ++i) {
     EXPECT_EQ(streamed.layers[i].name, expected.layers[i].name);
     EXPECT_TRUE(at::equal(streamed.layers[i].packed, expected.layers[i].packed));
     EXPECT_TRUE(at::equal(streamed.layers[i].scales, expected.layers[i].scales));
-    EXPECT_TRUE(at::equal(streamed.layers[i].bias, expected.layers[i].bias));
+    EXPECT_EQ(streamed.layers[i].bias.defined(), expected.layers[i].bias.defined());
+    EXPECT_EQ(streamed.layers[i].input_error, expected.layers[i].input_error);
   }
+  QuantizedModule quantized = expected;
+  const at::Tensor x = calibration[0][0].toTensor();
+  EXPECT_TRUE(at::equal(streamed.module.forward({x}).toTensor(), quantized.module.forward({x}).toTensor()));
+}
+
+// Streaming takes the same way for every device; the CPU can compute on it.
+TEST(Placement, StreamingGivesTheCodesOfWorkingInPlace) {
+  expect_streaming_changes_nothing(chain());
+  expect_streaming_changes_nothing(torch::jit::freeze(chain()));  // weights that are constants
+}
+
+TEST(Placement, StreamingObservesInsideLoops) {
+  expect_streaming_changes_nothing(compose({{"first", linear(16, 16, 1)}, {"second", linear(8, 16, 3)}}, R"(
+def forward(self, x: Tensor) -> Tensor:
+    for i in range(2):
+        x = torch.tanh(self.first.forward(x))
+    return self.second.forward(x)
+)"));
+}
+
+TEST(Placement, StreamingReadsASharedWeightAtAllItsUses) {
+  expect_streaming_changes_nothing(compose({{"first", linear(16, 16, 1)}, {"second", linear(16, 16, 3)}}, R"(
+def forward(self, x: Tensor) -> Tensor:
+    return self.first.forward(torch.tanh(self.second.forward(torch.tanh(self.first.forward(x)))))
+)"));
 }
 
 }  // namespace
