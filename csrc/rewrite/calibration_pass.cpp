@@ -222,7 +222,7 @@ void CalibrationPass::plan() {
 double CalibrationPass::reach(const Stage& stage) {
   // What the device holds of the model: all that this stretch of it reads, and no longer than it runs.
   std::optional<DeviceCopies> copies;
-  if (options_.device) {
+  if (options_.device && !quantized_.live.empty()) {
     copies.emplace(*options_.device);
   }
   GraphSlice float_slice = advance(float_, stage, copies);

@@ -3,7 +3,6 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 
-
 namespace gptq::rewrite {
 
 /// Copies of tensors on a device: each tensor is copied once, and all copies live as long as this.
