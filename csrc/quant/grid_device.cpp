@@ -31,8 +31,7 @@ GridPoints minmax_grid_points(const at::Tensor& lo, const at::Tensor& hi, const 
   const auto max_code = static_cast<double>(rule.max_code());
   const at::Tensor below = lo.to(at::kDouble).neg().clamp_min_(0), above = hi.to(at::kDouble).clamp_min_(0);
   const at::Tensor span = rule.symmetric ? at::maximum(below, above).mul_(2) : below.add(above);
-  const at::Tensor scale =
-      span.div(max_code).to(at::kFloat).to(at::kHalf).to(at::kDouble).clamp_min_(kSmallestHalf);
+  const at::Tensor scale = span.div(max_code).to(at::kFloat).to(at::kHalf).to(at::kDouble).clamp_min_(kSmallestHalf);
   const at::Tensor zeros = rule.symmetric ? at::zeros_like(span).fill_((rule.max_code() + 1) / 2)
                                           : below.div(scale).round_().clamp_(0, max_code);
   return {at::where(span.eq(0), 1.0, scale).to(lo.scalar_type()), zeros.to(lo.scalar_type())};

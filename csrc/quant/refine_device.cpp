@@ -25,8 +25,8 @@ class DeviceRefinement {
         damping_(added.to(weight.scalar_type())),
         scales_(grid.scales.to(weight.scalar_type())),
         zeros_(grid.zeros.to(weight.scalar_type())),
-        levels_(codes.t().to(weight.scalar_type(), /*non_blocking=*/false, /*copy=*/true,
-                             at::MemoryFormat::Contiguous)),
+        levels_(
+            codes.t().to(weight.scalar_type(), /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous)),
         changes_(at::empty({grid.group_size, n_}, weight.options())),
         losses_(at::zeros({n_}, weight.options())) {
     levels_.sub_(of_entries(zeros_, grid.group_size, k_));
@@ -72,9 +72,9 @@ class DeviceRefinement {
   void move_block(int64_t first, int64_t begin, int64_t count, const at::Tensor& within,
                   const at::Tensor& gradients) const {
     const at::Tensor own = gradients.narrow(0, begin, count);
-    const at::Tensor current = begin == 0 ? own
-                                          : at::addmm(own, within.narrow(0, begin, count).narrow(1, 0, begin),
-                                                      changes_.narrow(0, 0, begin));
+    const at::Tensor current =
+        begin == 0 ? own
+                   : at::addmm(own, within.narrow(0, begin, count).narrow(1, 0, begin), changes_.narrow(0, 0, begin));
     const int64_t column = first + begin;
     kernels_.move_codes({n_, count, hessian_.const_data_ptr<T>() + column * (k_ + 1), k_, from(current, 0),
                          damping_.const_data_ptr<T>() + column, from(levels_, column), from(errors_, column),

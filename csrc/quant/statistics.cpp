@@ -159,8 +159,8 @@ at::Tensor checked_weight(const at::Tensor& weight) {
               "quantize_weight: weight must be [N, K] with at least one row and one column, got ",
               weight.defined() ? weight.sizes() : at::IntArrayRef{});
   TORCH_CHECK(weight.is_floating_point(), "quantize_weight: weight must be floating point, got ", weight.scalar_type());
-  TORCH_CHECK(weight.is_cpu() || weight.is_cuda(), "quantize_weight: weight must be on the CPU or a CUDA device, got ",
-              weight.device());
+  TORCH_CHECK(weight.is_cpu() || weight.is_cuda() || solved_on_device(weight),
+              "quantize_weight: weight must be on the CPU or a CUDA device, got ", weight.device());
   const auto dtype = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor values = weight.detach().to(solver_device(weight), dtype).contiguous();
   check_finite(values, "weight");

@@ -71,22 +71,11 @@ class DeviceSweep {
 
   void sweep_block(int64_t first, int64_t count) const {
     const at::Tensor targets = pulled(weights_.narrow(0, first, count), 0, first, count);
-    kernels_.sweep({n_,
-                    count,
-                    corner(first),
-                    k_,
-                    targets.const_data_ptr<T>(),
-                    column(weights_, first),
-                    column_to_write(errors_, first),
-                    codes_.data_ptr<uint8_t>() + first * n_,
-                    pivots_.const_data_ptr<T>() + first,
-                    damping_.const_data_ptr<T>() + first,
-                    order_.const_data_ptr<int64_t>() + first,
-                    plan_.group_size,
-                    scales_.const_data_ptr<T>(),
-                    zeros_.const_data_ptr<T>(),
-                    static_cast<T>(plan_.rule.max_code()),
-                    losses_.data_ptr<T>()});
+    kernels_.sweep({n_, count, corner(first), k_, targets.const_data_ptr<T>(), column(weights_, first),
+                    column_to_write(errors_, first), codes_.data_ptr<uint8_t>() + first * n_,
+                    pivots_.const_data_ptr<T>() + first, damping_.const_data_ptr<T>() + first,
+                    order_.const_data_ptr<int64_t>() + first, plan_.group_size, scales_.const_data_ptr<T>(),
+                    zeros_.const_data_ptr<T>(), static_cast<T>(plan_.rule.max_code()), losses_.data_ptr<T>()});
   }
 
   // What the published form has added to the weights of a group before it sweeps them: X with X M_gg = S, where S is
@@ -95,8 +84,7 @@ class DeviceSweep {
     if (group == 0) {
       return at::zeros({size, n_}, weights_.options());
     }
-    const at::Tensor updates =
-        multipliers_.narrow(0, group, size).narrow(1, 0, group).mm(errors_.narrow(0, 0, group));
+    const at::Tensor updates = multipliers_.narrow(0, group, size).narrow(1, 0, group).mm(errors_.narrow(0, 0, group));
     for (int64_t first = group; first < group + size; first += plan_.block_size) {
       const int64_t count = std::min(plan_.block_size, group + size - first);
       const at::Tensor block = pulled(updates.narrow(0, first - group, count), group, first, count);

@@ -67,7 +67,7 @@ struct LayerStatistics {
 /// What happened while a weight was quantized. Losses are 2/n Σ |error of the output|² = tr(E H Eᵀ), E = W - Q, without
 /// damping; with a bias shift, after it; with a drift, W is the weight after it was moved. If mode "rtn" is given no
 /// Hessian, they are those of H = I. Those of comparison, rtn_loss and the relative errors, are of the weight in
-/// bfloat16 where the processor multiplies that faster: good to three digits.
+/// bfloat16 where the processor, or a CUDA device, multiplies that faster: good to three digits.
 struct QuantizeReport {
   double loss = 0;                  ///< of the result
   double rtn_loss = 0;              ///< of round-to-nearest with min/max scales and the same options
@@ -131,10 +131,12 @@ struct QuantizeResult {
 /// Bias. With the means μ of x and μ̂ of x̂ known, everything is done with the covariance of the inputs, 2/n Σ (x̂ - μ̂)
 /// (x̂ - μ̂)ᵀ, in place of H, and the bias is shifted by W μ - Q μ̂, which makes the mean error of the outputs zero.
 ///
-/// Arithmetic is float32, float64 for a float64 weight. The codes of a row depend neither on the other rows nor on
-/// block size or number of threads.
+/// Arithmetic is float32, float64 for a float64 weight. On the CPU the codes of a row depend neither on the other rows
+/// nor on block size or number of threads.
 ///
-/// A weight on a CUDA device is copied to the CPU, quantized there, and the result copied back.
+/// A weight on a CUDA device is quantized there, on the current stream, with the codes of the CPU but for targets that
+/// rounding takes across a tie. Products are those of ATen: in full float32 unless TF32 is allowed for them. A library
+/// without CUDA kernels copies it to the CPU and the result back.
 ///
 /// @param weight floating point [N, K] on the CPU or a CUDA device, finite
 /// @param statistics the Hessian may be undefined only in mode "rtn", where it is read for the report alone

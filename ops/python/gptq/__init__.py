@@ -196,7 +196,7 @@ def quantize_weight(
 
     Below, x̂ are the layer's inputs, and x its inputs in the float model where earlier layers are quantized already.
 
-    A weight on a CUDA device is copied to the CPU, quantized there, and the result copied back.
+    A weight on a CUDA device is quantized there, or by a library without CUDA kernels on the CPU.
 
     Args:
         weight: floating point [N, K] on the CPU or a CUDA device; not changed.
