@@ -21,9 +21,10 @@ namespace gptq {
 ///
 /// On CUDA the digits are multiplied by int8 tensor cores, on the current stream and without waiting for it; values of
 /// input_order are not checked there, and one outside 0..K-1 makes NaN. "exact" and "int8" have the bits of the CPU for
-/// any number of rows, and so has "bf16" below 512 rows or for f32 input. From 512 rows of bf16 or f16 on, "bf16" rounds
-/// the weight to the input's dtype, a part of it at a time, and multiplies by cuBLAS: as accurate as a dense linear of
-/// that dtype, with other bits, unless at::globalContext().deterministicAlgorithms(). K is at most 2^30 there.
+/// any number of rows, and so has "bf16" below 512 rows or for f32 input. From 512 rows of bf16 or f16 on, "bf16"
+/// rounds the weight to the input's dtype, a part of it at a time, and multiplies by cuBLAS: as accurate as a dense
+/// linear of that dtype, with other bits, unless at::globalContext().deterministicAlgorithms(). K is at most 2^30
+/// there.
 ///
 /// Inference only: backward through the result throws.
 ///

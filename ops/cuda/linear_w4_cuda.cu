@@ -6,21 +6,26 @@
 namespace gptq {
 namespace {
 
-// Warps of a gemv block: the spans of k over up to eight of them, as evenly as they go, and four at least.
-void plan_gemv(int64_t spans, LinearW4CudaPlan& plan) {
-  constexpr int64_t kMost = 8, kLeast = 4;
-  plan.span_warps = static_cast<int>(ceil_div(spans, ceil_div(spans, kMost)));
-  plan.column_warps = plan.span_warps < kLeast ? static_cast<int>(kLeast / plan.span_warps) : 1;
+// Warps of a gemv block: the spans of k over up to eight of them, as evenly as they go. Where columns are many enough
+// to fill the device, four warps at least.
+void plan_gemv(const LinearW4CudaProblem& p, int64_t spans, const DeviceLimits& device, LinearW4CudaPlan& plan) {
+  constexpr int64_t kMostWarps = 8, kWarps = 4;
+  const int64_t span_warps = ceil_div(spans, ceil_div(spans, kMostWarps));
+  const int64_t blocks_each = ceil_div(p.n, kAtomRows) / device.multiprocessors;
+  const int64_t column_warps = kWarps / span_warps < blocks_each ? kWarps / span_warps : blocks_each;
+  plan.span_warps = static_cast<int>(span_warps);
+  plan.column_warps = column_warps < 1 ? 1 : static_cast<int>(column_warps);
 }
 
+// Spans are dealt out where tiles leave multiprocessors idle. A large tile takes a multiprocessor for itself; of small
+// ones, four keep enough loads in flight.
 void plan_gemm(const LinearW4CudaProblem& p, int64_t spans, const DeviceLimits& device, LinearW4CudaPlan& plan) {
   const GemmTile tile = gemm_tile(p, device.shared_bytes);
   plan.tile_tokens = tile.tokens;
-  // Two blocks on a multiprocessor keep its tensor cores or its memory busy, small tiles four.
-  const int64_t blocks_wanted = int64_t{device.multiprocessors} * (tile.tokens <= 32 ? 4 : 1);
   const int64_t blocks = ceil_div(p.n, tile.columns) * ceil_div(p.m, tile.tokens);
-  const int64_t wanted = ceil_div(blocks_wanted, blocks);
-  plan.spans_per_slice = ceil_div(spans, wanted < spans ? wanted : spans);
+  const int64_t room = int64_t{device.multiprocessors} * (tile.tokens <= 32 ? 4 : 1) / blocks;
+  const int64_t slices = room < 1 ? 1 : room < spans ? room : spans;
+  plan.spans_per_slice = ceil_div(spans, slices);
   plan.slices = ceil_div(spans, plan.spans_per_slice);
 }
 
@@ -35,7 +40,7 @@ cudaError_t plan_linear_w4_cuda(const LinearW4CudaProblem& p, LinearW4CudaPlan& 
   if (p.k > kMostColumns) return cudaErrorInvalidValue;
   const int64_t spans = p.k == 0 ? 1 : span_total(p.k, p.group_size);
   if (p.m <= kGemvTokens) {
-    plan_gemv(spans, plan);
+    plan_gemv(p, spans, device, plan);
     plan.gemv = gemv_shared_bytes(p, plan) <= static_cast<size_t>(device.shared_bytes);
   }
   if (!plan.gemv) plan_gemm(p, spans, device, plan);

@@ -226,6 +226,7 @@ __global__ void add_spans_kernel(LinearW4CudaWork p, int64_t spans) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, size = p.m * p.n;
   if (at >= size) return;
   float y = 0.0f;
+#pragma unroll 4
   for (int64_t span = 0; span < spans; ++span) y = __fadd_rn(y, p.span_sums[span * size + at]);
   store_output(p, at / p.n, at % p.n, y);
 }

@@ -90,7 +90,10 @@ struct ColumnParameters {
     }
   }
   GPTQ_DEVICE float scale(int i) const { return __half2float(__ushort_as_half(static_cast<uint16_t>(columns[i]))); }
-  GPTQ_DEVICE float zero(int i) const { return __uint2float_rn(columns[i] >> 16); }
+  /// Without a conversion, as kMagic explains.
+  GPTQ_DEVICE float zero(int i) const {
+    return __fsub_rn(__int_as_float(kMagicBits + static_cast<int32_t>(columns[i] >> 16)), kMagic);
+  }
 };
 
 /// Steps 3 and 4 of the arithmetic for a lane's four sums of each digit, which started at kMagicBits.

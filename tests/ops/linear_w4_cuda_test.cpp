@@ -30,14 +30,16 @@ at::Tensor linear_on_host(const at::Tensor& x, const W4Weight& weight, const std
   static_cast<LinearW4Operands&>(p) = arguments.operands;
   p.group_size = std::max<int64_t>(1, weight.group_size == -1 ? p.k : std::min(weight.group_size, p.k));
   // Everything of its exact size; the weight is aligned as the launcher asks, the rest to its elements.
-  const auto bytes_at = [](auto& memory, const void* from, size_t bytes) { std::memcpy(memory.data(), from, bytes); };
+  const auto bytes_at = [](auto& memory, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(memory.data(), from, bytes);
+  };
   cuda_on_host::Memory<uint8_t> packed(arguments.packed.numel(), 16);
   bytes_at(packed, p.packed, arguments.packed.numel());
   p.packed = packed.data();
   cuda_on_host::Memory<uint16_t> scales(arguments.scales.numel(), 2);
   bytes_at(scales, p.scales, 2 * arguments.scales.numel());
   p.scales = scales.data();
-  const int64_t x_bytes = p.m == 0 ? 0 : ((p.m - 1) * p.x_stride + p.k) * x.element_size();
+  const int64_t x_bytes = p.m * p.k == 0 ? 0 : ((p.m - 1) * p.x_stride + p.k) * x.element_size();
   cuda_on_host::Memory<char> input(x_bytes, x.element_size());
   bytes_at(input, p.x, x_bytes);
   p.x = input.data();
@@ -153,6 +155,11 @@ TEST_F(LinearW4Cuda, LargestSums) {
     }
 }
 
+TEST_F(LinearW4Cuda, NoColumns) {
+  const auto weight = random_w4_weight(20, 0, 32, false, 69);
+  for (const int64_t rows : {3, 20}) expect_same(at::empty({rows, 0}), weight, "exact", at::randn({20}));
+}
+
 TEST_F(LinearW4Cuda, AnOrderOutsideOfTheInputGivesNan) {
   const auto weight = random_w4_weight(20, 64, 32, true, 65);
   at::Tensor order = at::arange(64, at::kInt);
@@ -226,7 +233,7 @@ __global__ void writes_one(int* y) {
 }
 __global__ void doubles(int* y, bool waits) {
   if (waits) wait_for_kernel_ahead();
-  y[threadIdx.x] *= 2;
+  y[threadIdx.x] = y[threadIdx.x] == 1 ? 2 : 1;
 }
 
 TEST(CudaOnHost, SeesMistakes) {
