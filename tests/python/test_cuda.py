@@ -81,7 +81,8 @@ def test_quantize_weight_gives_the_loss_of_the_cpu_in_float32(options):
     found = gptq.quantize_weight(weight.cuda(), hessian.cuda(), **options).report
     # With 8 bits a step is a 16th, and that many more targets are within rounding of a tie.
     tolerance = 5e-4 if options.get("bits") == 8 else 1e-4
-    assert found["loss"] == pytest.approx(expected["loss"], rel=tolerance)
+    # The CPU refines with gradients of bfloat16, whose rounding takes other codes across a tie.
+    assert found["loss"] == pytest.approx(expected["loss"], rel=3e-3 if expected["refined"] else tolerance)
     assert found["sweep_loss"] == pytest.approx(expected["sweep_loss"], rel=tolerance)
     for name in ("refined", "damping", "damping_escalations", "float64", "dead_columns"):
         assert found[name] == expected[name]

@@ -1,6 +1,5 @@
 // The solver of CUDA devices with its kernels run on the host: the codes of the CPU in float64, its loss in float32.
-#define launch_kernel launch_kernel_on_host  // the library has this name too
-#include "tests/cuda_on_host.h"
+#include "tests/quant/kernels_on_host.h"
 // After what runs them.
 #include <ATen/ATen.h>
 #include <gptq/gptq_layer.h>
@@ -16,7 +15,6 @@
 #include "quant/cuda/refine_cuda.cu"
 #include "quant/cuda/scale_search_cuda.cu"
 #include "quant/cuda/sweep_cuda.cu"
-#include "quant/device_kernels.h"
 #include "quant/factor.h"
 #include "tests/quant/error_of.h"
 #include "tests/quant/random_layer.h"
@@ -28,28 +26,10 @@ namespace {
 using test::random_layer;
 using test::RandomLayer;
 
-template <typename Block>
-void run_on_host(const Block& block) {
-  ASSERT_EQ(launch_kernel(block, nullptr), cudaSuccess);
-  cuda_on_host::synchronize();
-}
-
-template <typename T>
-constexpr DeviceKernels<T> kOnHost = {run_on_host<SweptBlock<T>>, run_on_host<SolvedBlock<T>>,
-                                      run_on_host<MovedBlock<T>>, run_on_host<FittedGroup<T>>,
-                                      run_on_host<SearchedGroups<T>>};
-
-/// While it lives, the CPU is a device.
-struct CpuIsDevice {
-  CpuIsDevice() { set_device_kernels(at::kCPU, &kOnHost<float>, &kOnHost<double>); }
-  ~CpuIsDevice() { set_device_kernels(at::kCPU, nullptr, nullptr); }
-  CpuIsDevice(const CpuIsDevice&) = delete;
-  CpuIsDevice& operator=(const CpuIsDevice&) = delete;
-};
-
+/// The call with the CPU for a device.
 template <typename Call>
 auto on_device(const Call& call) {
-  const CpuIsDevice device;
+  const test::KernelsOnHost kernels(at::kCPU);
   return call();
 }
 
@@ -100,11 +80,13 @@ void expect_near(double found, double expected, double tolerance, const char* na
   }
 }
 
-void expect_same_report(const QuantizeReport& found, const QuantizeReport& expected, double tolerance) {
-  expect_near(found.loss, expected.loss, tolerance, "loss");
+// tolerance is that of everything before refinement.
+void expect_same_report(const QuantizeReport& found, const QuantizeReport& expected, double tolerance,
+                        double refined_tolerance) {
+  expect_near(found.loss, expected.loss, refined_tolerance, "loss");
   expect_near(found.sweep_loss, expected.sweep_loss, tolerance, "sweep_loss");
   expect_near(found.rtn_loss, expected.rtn_loss, tolerance, "rtn_loss");
-  expect_near(found.relative_error, expected.relative_error, tolerance, "relative_error");
+  expect_near(found.relative_error, expected.relative_error, refined_tolerance, "relative_error");
   expect_near(found.rtn_relative_error, expected.rtn_relative_error, tolerance, "rtn_relative_error");
   EXPECT_EQ(found.refined, expected.refined);
   EXPECT_EQ(found.damping, expected.damping);
@@ -127,7 +109,7 @@ void expect_same_result(const QuantizeResult& found, const QuantizeResult& expec
     EXPECT_TRUE(found.bias_shift.allclose(expected.bias_shift, 1e-6, 1e-6));
   }
   EXPECT_EQ(found.group_size, expected.group_size);
-  expect_same_report(found.report, expected.report, kFloat64Tolerance);
+  expect_same_report(found.report, expected.report, kFloat64Tolerance, kFloat64Tolerance);
   EXPECT_EQ(found.report.guarded_rows, expected.report.guarded_rows);
 }
 
@@ -163,8 +145,11 @@ TEST_P(QuantizeWeightCuda, GivesTheLossOfTheCpuInFloat32) {
   const auto quantize = [&] { return quantize_weight(weight, hessian, options); };
   const QuantizeResult expected = quantize(), found = on_device(quantize);
   // Targets that rounding takes across a tie make it; with 8 bits, whose steps are a 16th, that many more of them.
-  expect_same_report(found.report, expected.report, options.bits == 8 ? 5e-4 : 1e-4);
-  EXPECT_LT(found.codes.ne(expected.codes).to(at::kDouble).mean().item<double>(), 1e-2);
+  const double tolerance = options.bits == 8 ? 5e-4 : 1e-4;
+  // The CPU refines with gradients of bfloat16, whose rounding takes other codes across a tie.
+  expect_same_report(found.report, expected.report, tolerance, expected.report.refined ? 3e-3 : tolerance);
+  const double different = found.codes.ne(expected.codes).to(at::kDouble).mean().item<double>();
+  EXPECT_LT(different, expected.report.refined ? 5e-2 : 1e-2);
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, QuantizeWeightCuda, testing::ValuesIn(kVariants));
@@ -242,7 +227,8 @@ TEST(QuantizeWeightCudaFactor, IsRescuedAsOnTheCpu) {
       EXPECT_EQ(expected.report.dead_columns, 1);
       EXPECT_EQ(expected.report.damping_escalations, damping == 0 ? 1 : 0);
       // In float32 a few codes at ties may fall the other way.
-      expect_same_report(found.report, expected.report, dtype == at::kDouble ? 1e-6 : 0.05);
+      const double tolerance = dtype == at::kDouble ? 1e-6 : 0.05;
+      expect_same_report(found.report, expected.report, tolerance, tolerance);
     }
   }
 }
