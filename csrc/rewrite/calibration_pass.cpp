@@ -308,12 +308,12 @@ void CalibrationPass::probe(const Stage& stage, std::optional<DeviceCopies>& cop
     read_copies(graph, module_, *copies);
   }
   for (const size_t i : c10::irange(quantized_.live.size())) {
-    LiveValues copies;
+    LiveValues live;
     for (const auto& [value, held] : quantized_.live[i]) {
-      copies.emplace(value, held.deepcopy());
+      live.emplace(value, held.deepcopy());
     }
     const auto counted = options_.token_weights.empty() ? c10::IValue() : c10::IValue(options_.token_weights[i]);
-    at_layer(layers_[use.layer], [&] { slice.run(module_, copies, {observer, counted}); });
+    at_layer(layers_[use.layer], [&] { slice.run(module_, live, {observer, counted}); });
   }
 }
 
