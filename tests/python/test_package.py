@@ -191,6 +191,7 @@ def test_wheel_works_outside_the_checkout(root, library_path, driver_path, tmp_p
         "_library.py",
         "calibration.py",
         "huggingface.py",
+        "placement.py",
         "quantize_model.py",
         "quantized_linear.py",
         "report.py",

@@ -161,7 +161,7 @@ def test_gpt2_as_the_driver(driver_path, root, tmp_path):
     for name in ("vocab.json", "merges.txt", "tokenizer.json"):
         (tmp_path / "float" / name).write_bytes((demo / name).read_bytes())
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(demo / "tokenizer.json"))
-    text = "".join(path.read_text() for path in sorted((root / "scripts").glob("*.py")))
+    text = (root / "LICENSE").read_text()
     text = tokenizer.decode(tokenizer(text)["input_ids"][:480], clean_up_tokenization_spaces=False)
     assert len(tokenizer(text)["input_ids"]) == 480
     (tmp_path / "text.txt").write_text(text)
@@ -181,17 +181,19 @@ def test_gpt2_as_the_driver(driver_path, root, tmp_path):
     assert [layer.name for layer in report.layers] == [layer["name"] for layer in expected]
     for ours, theirs in zip(report.layers, expected, strict=True):
         assert (ours.bits, ours.group_size) == (theirs["bits"], theirs["group_size"])
-        assert ours.loss == pytest.approx(theirs["loss"], rel=1e-2)
-        assert ours.rtn_loss == pytest.approx(theirs["rtn_loss"], rel=1e-2)
+        # Attention and gelu round otherwise in the driver than in transformers, which tips codes over, the more the
+        # later; then layers aim elsewhere and have other Hessians.
+        is_first = ours is report.layers[0]
+        assert ours.loss == pytest.approx(theirs["loss"], rel=1e-6 if is_first else 1e-2)
+        assert ours.rtn_loss == pytest.approx(theirs["rtn_loss"], rel=1e-6 if is_first else 5e-2)
         assert ours.input_error == pytest.approx(theirs["input_error"], rel=1e-2)
         layer = model.get_submodule(ours.name)
         n, columns = layer.out_features, layer.packed.shape[1] * 8
         unpack = gptq.unpack_w8 if ours.bits > 4 else gptq.unpack_w4
         difference = unpack(tensors[f"{ours.name}.packed"], n, columns).int() - unpack(layer.packed, n, columns).int()
-        # Attention and gelu round otherwise in the driver than in transformers, which tips codes over, the more the
-        # later; unrelated codes would agree in about one of eight.
+        # Unrelated codes would agree in about one of eight.
         agreeing = (difference == 0).float().mean()
-        assert agreeing == 1 if ours is report.layers[0] else agreeing > 0.5
+        assert agreeing == 1 if is_first else agreeing > 0.5
     # The driver's tensors have the names and shapes of ours.
     keys = model.load_state_dict(tensors, strict=False)
     assert not keys.missing_keys and not keys.unexpected_keys
