@@ -33,8 +33,8 @@ struct QuantizedLinear : LinearInfo {
   at::Tensor input_order;  ///< i32 [K], see linear_w4; undefined: none
   at::Tensor bias;         ///< [N] in the dtype of the stored bias, if it was corrected; undefined: as it was
   QuantizeReport report;
-  int64_t nsamples = 0;  ///< calibration vectors seen; 0: rounded to nearest
-  int64_t dropped = 0;   ///< calibration vectors left out for being NaN or Inf
+  int64_t nsamples = 0;    ///< calibration vectors seen; 0: rounded to nearest
+  int64_t dropped = 0;     ///< calibration vectors left out for being NaN or Inf
   double input_error = 0;  ///< ‖x̂ - x‖ / ‖x‖, inputs behind the quantized prefix against those of the float model
   double seconds = 0;      ///< for this layer's share of the calibration pass and its quantization
 

@@ -98,9 +98,7 @@ class GemmBlock {
   GPTQ_DEVICE int64_t first_column(int c) const {
     return (first_block_ + column_warp_ * C + c) * kAtomRows + lane_column(lane_);
   }
-  GPTQ_DEVICE int64_t token_tile(int t) const {
-    return first_tile_ + token_warp_ * T + t;
-  }
+  GPTQ_DEVICE int64_t token_tile(int t) const { return first_tile_ + token_warp_ * T + t; }
 
   GPTQ_DEVICE void load_parameters(ColumnParameters (&parameters)[C], const GroupCursor& group) const {
 #pragma unroll
