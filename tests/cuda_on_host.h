@@ -202,41 +202,12 @@ inline void __syncthreads() {
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   gptq::cuda_on_host::warp_meet(mask, "__syncwarp", &mask, &mask, [](auto&) {});
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
-template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
-  const int lane = gptq::cuda_on_host::lane();
-  return gptq::cuda_on_host::warp_shuffle(mask, "__shfl_sync", value, lane / width * width + (source & (width - 1)));
-}
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
   const int lane = gptq::cuda_on_host::lane(), source = lane ^ bits;
   return gptq::cuda_on_host::warp_shuffle(mask, "__shfl_xor_sync", value,
                                           source < lane / width * width + width ? source : lane);
-}
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-  const int lane = gptq::cuda_on_host::lane(), source = lane - static_cast<int>(delta);
-  return gptq::cuda_on_host::warp_shuffle(mask, "__shfl_up_sync", value,
-                                          source >= lane / width * width ? source : lane);
-}
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-  const int lane = gptq::cuda_on_host::lane(), source = lane + static_cast<int>(delta);
-  return gptq::cuda_on_host::warp_shuffle(mask, "__shfl_down_sync", value,
-                                          source < lane / width * width + width ? source : lane);
-}
-inline unsigned __ballot_sync(unsigned mask, int holds) {
-  return gptq::cuda_on_host::warp_reduce(mask, "__ballot_sync", holds ? 1u << gptq::cuda_on_host::lane() : 0u,
-                                         std::bit_or<>());
-}
-inline int __any_sync(unsigned mask, int holds) {
-  return __ballot_sync(mask, holds) != 0;
-}
-inline int __all_sync(unsigned mask, int holds) {
-  return __ballot_sync(mask, holds) == mask;
 }
 template <class T>
 T __reduce_add_sync(unsigned mask, T value) {
@@ -246,44 +217,9 @@ template <class T>
 T __reduce_max_sync(unsigned mask, T value) {
   return gptq::cuda_on_host::warp_reduce(mask, "__reduce_max_sync", value, [](T a, T b) { return a < b ? b : a; });
 }
-template <class T>
-T __reduce_min_sync(unsigned mask, T value) {
-  return gptq::cuda_on_host::warp_reduce(mask, "__reduce_min_sync", value, [](T a, T b) { return b < a ? b : a; });
-}
-inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
-  return gptq::cuda_on_host::warp_reduce(mask, "__reduce_or_sync", value, std::bit_or<>());
-}
-inline unsigned __reduce_and_sync(unsigned mask, unsigned value) {
-  return gptq::cuda_on_host::warp_reduce(mask, "__reduce_and_sync", value, std::bit_and<>());
-}
-
-template <class T>
-T atomicAdd(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, *address + value);
-}
-template <class T>
-T atomicMax(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, *address < value ? value : *address);
-}
-template <class T>
-T atomicMin(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, value < *address ? value : *address);
-}
-template <class T>
-T atomicExch(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, value);
-}
-template <class T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  return std::exchange(*address, *address == expected ? value : *address);
-}
 
 template <class T>
 T __ldg(const T* address) {
-  return *address;
-}
-template <class T>
-T __ldcs(const T* address) {
   return *address;
 }
 
@@ -310,35 +246,8 @@ inline float __fmul_rn(float a, float b) {
 inline float __fdiv_rn(float a, float b) {
   return a / b;
 }
-inline float __frcp_rn(float a) {
-  return 1.0f / a;
-}
-inline float __fsqrt_rn(float a) {
-  return std::sqrt(a);
-}
 inline float __fmaf_rn(float a, float b, float c) {
   return std::fma(a, b, c);
-}
-inline double __dadd_rn(double a, double b) {
-  return a + b;
-}
-inline double __dsub_rn(double a, double b) {
-  return a - b;
-}
-inline double __dmul_rn(double a, double b) {
-  return a * b;
-}
-inline double __ddiv_rn(double a, double b) {
-  return a / b;
-}
-inline double __dsqrt_rn(double a) {
-  return std::sqrt(a);
-}
-inline double __fma_rn(double a, double b, double c) {
-  return std::fma(a, b, c);
-}
-inline float __double2float_rn(double a) {
-  return static_cast<float>(a);
 }
 
 inline float __int_as_float(int bits) {
@@ -347,22 +256,10 @@ inline float __int_as_float(int bits) {
 inline float __uint_as_float(unsigned bits) {
   return std::bit_cast<float>(bits);
 }
-inline int __float_as_int(float value) {
-  return std::bit_cast<int>(value);
-}
 inline unsigned __float_as_uint(float value) {
   return std::bit_cast<unsigned>(value);
 }
-inline double __longlong_as_double(long long bits) {
-  return std::bit_cast<double>(bits);
-}
-inline long long __double_as_longlong(double value) {
-  return std::bit_cast<long long>(value);
-}
 inline float __int2float_rn(int value) {
-  return static_cast<float>(value);
-}
-inline float __uint2float_rn(unsigned value) {
   return static_cast<float>(value);
 }
 /// Saturates, and turns a NaN into 0, as the device does.
@@ -371,14 +268,5 @@ inline int __float2int_rn(float value) {
   const float rounded = std::nearbyint(value);
   if (rounded >= 0x1p31f) return std::numeric_limits<int>::max();
   return rounded < -0x1p31f ? std::numeric_limits<int>::min() : static_cast<int>(rounded);
-}
-inline int __popc(unsigned value) {
-  return std::popcount(value);
-}
-inline int __clz(int value) {
-  return std::countl_zero(static_cast<unsigned>(value));
-}
-inline int __ffs(int value) {
-  return value == 0 ? 0 : std::countr_zero(static_cast<unsigned>(value)) + 1;
 }
 // NOLINTEND(readability-identifier-naming)
