@@ -12,10 +12,6 @@
 namespace gptq {
 namespace {
 
-c10::SymInt ceil_div(const c10::SymInt& a, int64_t b) {
-  return (a + (b - 1)) / b;
-}
-
 // The checks of one operator; every message begins with its name.
 struct Checks {
   const char* op;
@@ -136,7 +132,7 @@ std::vector<LinearW4Group> linear_w4_groups(int64_t k, int64_t group_size) {
     for (; begin < group_end; begin = groups.back().end) {
       const int64_t end = std::min(begin + kActivationGroup, group_end);
       const int64_t first_atom = begin / kAtomColumns;
-      const int64_t atoms = (end + kAtomColumns - 1) / kAtomColumns - first_atom;
+      const int64_t atoms = ceil_div(end, kAtomColumns) - first_atom;
       if (!groups.empty()) groups.back().ends_span = groups.back().begin / kSpan != begin / kSpan;
       groups.push_back({begin, end, weight_group, first_atom, atoms, digit_atom, true});
       digit_atom += atoms;

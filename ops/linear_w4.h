@@ -31,6 +31,12 @@ namespace gptq {
 
 inline constexpr int64_t kAtomColumns = 8;  // k
 inline constexpr int64_t kAtomRows = 16;    // n
+/// a / b, rounded up.
+template <typename Size>
+constexpr Size ceil_div(Size a, int64_t b) {
+  return (a + (b - 1)) / b;
+}
+
 /// Bytes of an atom of codes of 4 or 8 bits.
 constexpr int64_t atom_bytes(int bits) {
   return kAtomRows * kAtomColumns * bits / 8;

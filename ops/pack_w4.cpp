@@ -14,10 +14,6 @@
 namespace gptq {
 namespace {
 
-c10::SymInt ceil_div(const c10::SymInt& a, int64_t b) {
-  return (a + (b - 1)) / b;
-}
-
 // Where the codes of one width are in an atom, and how its operators are called.
 struct Nibbles {
   static constexpr int kBits = 4;
@@ -45,7 +41,7 @@ constexpr int kLargest = (1 << Codes::kBits) - 1;
 // Calls function(row, column, byte, shift) for every code of the 16 rows of one block.
 template <class Codes, class Function>
 void for_each_code(int64_t n, int64_t k, int64_t block, Function function) {
-  const int64_t atoms = (k + kAtomColumns - 1) / kAtomColumns;
+  const int64_t atoms = ceil_div(k, kAtomColumns);
   for (int64_t row = block * kAtomRows; row < std::min((block + 1) * kAtomRows, n); ++row)
     for (int64_t column = 0; column < k; ++column) {
       const int64_t atom = block * atoms + column / kAtomColumns;
@@ -56,7 +52,7 @@ void for_each_code(int64_t n, int64_t k, int64_t block, Function function) {
 
 template <class Function>
 void for_each_block(int64_t n, int64_t k, Function function) {
-  const int64_t blocks = (n + kAtomRows - 1) / kAtomRows;
+  const int64_t blocks = ceil_div(n, kAtomRows);
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, kAtomRows * k));
   at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) function(block);
@@ -121,8 +117,7 @@ at::Tensor pack_cpu(const at::Tensor& codes) {
   TORCH_CHECK(wrong == from + n * k, Codes::kPack, ": codes must be in 0..", kLargest<Codes>, ", got ",
               static_cast<int>(*wrong), " at [", (wrong - from) / k, ", ", (wrong - from) % k, "]");
   const at::Tensor packed =
-      at::zeros({(n + kAtomRows - 1) / kAtomRows, (k + kAtomColumns - 1) / kAtomColumns, atom_bytes(Codes::kBits)},
-                codes.options());
+      at::zeros({ceil_div(n, kAtomRows), ceil_div(k, kAtomColumns), atom_bytes(Codes::kBits)}, codes.options());
   uint8_t* to = packed.mutable_data_ptr<uint8_t>();
   for_each_block(n, k, [&](int64_t block) {
     for_each_code<Codes>(n, k, block, [&](int64_t row, int64_t column, int64_t byte, int shift) {

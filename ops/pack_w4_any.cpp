@@ -5,13 +5,6 @@
 #include "linear_w4.h"
 
 namespace gptq {
-namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-}  // namespace
 
 // A byte of an atom of 4-bit codes holds a column of the first four in its low half and one of the last four in its
 // high half; one of 8-bit codes has the first four columns of every row before the last four.

@@ -8,7 +8,7 @@
 
 #include "model/coded_weight.h"
 
-namespace gptq::testing {
+namespace gptq::test {
 
 /// Bit b of field f of a column's stream is bit (f bits + b) of its words, the lowest first.
 /// @param values [F][C]
@@ -61,4 +61,4 @@ inline at::Tensor dequantized(const CodedWeight& weight) {
   return result;
 }
 
-}  // namespace gptq::testing
+}  // namespace gptq::test

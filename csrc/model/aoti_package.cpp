@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "model/error_line.h"
 #include "model/json_file.h"
 
 namespace gptq {
@@ -96,10 +97,6 @@ std::optional<int64_t> read_limit(const AotiMetadata& metadata, const char* name
   const int64_t value = digits ? std::stoll(*text) : 0;
   TORCH_CHECK(value >= 1, path, ": metadata: ", name, " must be a number in 1..999999999, got ", show(*text));
   return value;
-}
-
-std::string first_line(const std::string& text) {
-  return text.substr(0, text.find('\n'));
 }
 
 // The code in a package asks for libtorch.so, which this program does without: it holds nothing itself, and pulls in
@@ -188,10 +185,8 @@ AotiPackage load_aoti_package(const std::string& path) {
   load_libtorch(path);
   try {
     result.module = as_module(c10::make_intrusive<CompiledModel>(path, result.context_length, vocab_size));
-  } catch (const c10::Error& error) {
-    TORCH_CHECK(false, path, ": does not load: ", first_line(error.what_without_backtrace()));
   } catch (const std::exception& error) {
-    TORCH_CHECK(false, path, ": does not load: ", first_line(error.what()));
+    TORCH_CHECK(false, path, ": does not load: ", error_line(error));
   }
   return result;
 }

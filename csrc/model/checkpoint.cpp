@@ -7,6 +7,7 @@
 
 #include "model/aoti_package.h"
 #include "model/atomic_output.h"
+#include "model/error_line.h"
 #include "model/gpt2.h"
 #include "model/safetensors.h"
 
@@ -15,10 +16,6 @@ namespace gptq {
 namespace fs = std::filesystem;
 
 namespace {
-
-std::string first_line(const std::string& text) {
-  return text.substr(0, text.find('\n'));
-}
 
 LoadedModel load_folder(const std::string& path) {
   const std::string config_path = (fs::path(path) / "config.json").string();
@@ -59,10 +56,8 @@ LoadedModel load_torchscript(const std::string& path) {
   try {
     result.module = torch::jit::load(path, at::kCPU);
     result.module.eval();
-  } catch (const c10::Error& error) {
-    TORCH_CHECK(false, path, ": not a TorchScript file: ", first_line(error.what_without_backtrace()));
   } catch (const std::exception& error) {
-    TORCH_CHECK(false, path, ": not a TorchScript file: ", first_line(error.what()));
+    TORCH_CHECK(false, path, ": not a TorchScript file: ", error_line(error));
   }
   TORCH_CHECK(result.module.find_method("forward"), path, ": TorchScript module must have a forward method");
   return result;

@@ -13,12 +13,14 @@
 #include "model/utf8.h"
 
 namespace gptq {
-namespace {
 
-struct Stage {
+/// A step of splitting and its compiled pattern. Not in the unnamed namespace, since Tokenizer::Data holds it.
+struct CompiledStage {
   SplitStage rules;
   std::optional<SplitPattern> pattern;
 };
+
+namespace {
 
 std::vector<AddedToken> select_added_tokens(const std::vector<AddedToken>& tokens, bool normalized) {
   std::vector<AddedToken> selected;
@@ -27,8 +29,8 @@ std::vector<AddedToken> select_added_tokens(const std::vector<AddedToken>& token
   return selected;
 }
 
-std::vector<Stage> compile_stages(const std::vector<SplitStage>& rules) {
-  std::vector<Stage> stages;
+std::vector<CompiledStage> compile_stages(const std::vector<SplitStage>& rules) {
+  std::vector<CompiledStage> stages;
   for (const SplitStage& stage : rules) {
     stages.push_back({stage, std::nullopt});
     if (!stage.regex) continue;
@@ -66,7 +68,7 @@ struct Tokenizer::Data {
   }
 
   ByteLevelBpe bpe;
-  std::vector<Stage> stages;
+  std::vector<CompiledStage> stages;
   AddedTokenFinder first_added;
   AddedTokenFinder second_added;
   std::vector<std::string> token_bytes;
@@ -79,12 +81,12 @@ namespace {
 // One call of encode: the text goes through the stages, the words to BPE, and words seen before to a bounded cache.
 class Encoder {
  public:
-  Encoder(const ByteLevelBpe& bpe, const std::vector<Stage>& stages, std::vector<int64_t>& ids)
+  Encoder(const ByteLevelBpe& bpe, const std::vector<CompiledStage>& stages, std::vector<int64_t>& ids)
       : bpe_(bpe), stages_(stages), ids_(ids) {}
 
   void encode_piece(std::string_view piece, size_t stage_index = 0) {
     if (stage_index == stages_.size()) return encode_word(piece);
-    const Stage& stage = stages_[stage_index];
+    const CompiledStage& stage = stages_[stage_index];
     std::string with_space;
     if (stage.rules.add_prefix_space && piece.front() != ' ') {
       with_space.reserve(piece.size() + 1);
@@ -115,7 +117,7 @@ class Encoder {
   }
 
   const ByteLevelBpe& bpe_;
-  const std::vector<Stage>& stages_;
+  const std::vector<CompiledStage>& stages_;
   std::vector<int64_t>& ids_;
   ByteLevelBpe::Workspace workspace_;
   std::string key_;

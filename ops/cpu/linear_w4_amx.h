@@ -47,7 +47,7 @@ class AmxBlocks {
 
   // The sums of a tile are finished while the next one's products run.
   void run() {
-    const int64_t tiles = (row_end_ - row_begin_ + kTileRows - 1) / kTileRows;
+    const int64_t tiles = ceil_div(row_end_ - row_begin_, kTileRows);
     __builtin_memset(y_, 0, sizeof(y_));
     __builtin_memset(partial_, 0, sizeof(partial_));
     int64_t pending_group = -1, pending_tile = 0;
@@ -75,7 +75,7 @@ class AmxBlocks {
 
   // Codes of the group's columns as bytes, zero behind its last atom.
   void unpack(const LinearW4Group& group) {
-    const int64_t block_stride = (p_.k + kAtomColumns - 1) / kAtomColumns * atom_bytes(B);
+    const int64_t block_stride = ceil_div(p_.k, kAtomColumns) * atom_bytes(B);
     for (int c = 0; c < C; ++c) {
       const uint8_t* from = p_.packed + (block_ + c) * block_stride + group.first_atom * atom_bytes(B);
       uint8_t* to = weights_[c];
@@ -85,7 +85,7 @@ class AmxBlocks {
         _mm512_store_si512(to, first);
         _mm512_store_si512(to + kLineBytes, second);
       }
-      const int64_t end = (group.atoms + kStepAtoms - 1) / kStepAtoms * kTileBytes;
+      const int64_t end = ceil_div(group.atoms, kStepAtoms) * kTileBytes;
       __builtin_memset(to, 0, weights_[c] + end - to);
     }
   }

@@ -114,7 +114,7 @@ void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
   using Int = typename Isa::Int;
   using Float = typename Isa::Float;
   const int64_t column = block * kAtomRows;
-  const int64_t block_stride = (p.k + kAtomColumns - 1) / kAtomColumns * atom_bytes(B);
+  const int64_t block_stride = ceil_div(p.k, kAtomColumns) * atom_bytes(B);
   const uint8_t* weights = p.packed + block * block_stride;
   const int8_t* digits = p.x_digits + row * p.digit_stride;
   const auto lanes = [&](int c) { return kTail ? p.n - column - c * kAtomRows : kAtomRows; };

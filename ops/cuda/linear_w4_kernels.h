@@ -31,10 +31,6 @@ struct GemmTile {
 /// The smallest that takes all tokens, or else the largest, of those that fit in a thread block's shared memory.
 GemmTile gemm_tile(const LinearW4CudaProblem& p, int shared_bytes);
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 /// 1.5·2^23. As an integer of the same bits, plus J, it is the bits of the float 1.5·2^23 + J for |J| < 2^22: sums that
 /// start there become floats by a subtraction, at the full rate, where a conversion takes four times as long.
 inline constexpr float kMagic = 12582912.0f;

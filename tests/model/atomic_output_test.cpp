@@ -5,7 +5,7 @@
 namespace gptq {
 namespace {
 
-using testing::TempFolder;
+using test::TempFolder;
 namespace fs = std::filesystem;
 
 TEST(AtomicFile, AppearsOnCommitOnly) {

@@ -37,7 +37,7 @@ TEST(Calibration, EveryStartIsDrawn) {
 }
 
 TEST(Calibration, BatchesAreTheTensorsOfAFileByName) {
-  const testing::TempFolder folder;
+  const test::TempFolder folder;
   const std::string path = folder.path("inputs.safetensors");
   save_safetensors(path, {{"b", at::full({2, 3}, 2)}, {"a", at::full({4}, 1, at::kLong)}});
   const std::vector<at::Tensor> batches = read_batches(path);

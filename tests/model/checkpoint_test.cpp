@@ -8,12 +8,12 @@
 namespace gptq {
 namespace {
 
-using testing::TempFolder;
-using testing::tiny_config;
-using testing::tiny_tensors;
+using test::TempFolder;
+using test::tiny_config;
+using test::tiny_tensors;
 
 double perplexity(torch::jit::Module& module) {
-  return evaluate(module, testing::random_ids(100, 53), {.window = 40}).perplexity;
+  return evaluate(module, test::random_ids(100, 53), {.window = 40}).perplexity;
 }
 
 double perplexity(const std::string& path) {
@@ -23,7 +23,7 @@ double perplexity(const std::string& path) {
 
 TEST(Checkpoint, LoadsFoldersAndTorchScriptFiles) {
   const TempFolder folder;
-  testing::write_tiny_gpt2(folder);
+  test::write_tiny_gpt2(folder);
   auto model = load_model(folder.path());
   EXPECT_EQ(model.kind, ModelKind::kHuggingFace);
   EXPECT_EQ(model.context_length, 41);
@@ -38,8 +38,8 @@ TEST(Checkpoint, WhatIsNoModelIsRefusedInOneLine) {
   const TempFolder folder;
   const auto refuse = [&](const std::string& name, const std::string& part) {
     EXPECT_ERROR(load_model(folder.path(name)), part);
-    const auto error = testing::error_of([&] { load_model(folder.path(name)); });
-    EXPECT_EQ(error.value_or("\n").find('\n'), std::string::npos) << *error;
+    const std::string error = test::error_of([&] { load_model(folder.path(name)); });
+    EXPECT_EQ(error.find('\n'), std::string::npos) << error;
   };
   refuse("none", "no such model folder or file");
   refuse("", "must hold config.json");

@@ -131,8 +131,7 @@ TEST(CompressedTensorsConfig, WhateverIsThereIsReadOrAnError) {
       for (const Json& value : values) {
         Json json = good();
         json[Json::json_pointer(part)] = value;
-        const auto error = testing::error_of([&] { parse(json).of("h.0.exact"); });
-        refused += error.has_value();
+        refused += test::error_of([&] { parse(json).of("h.0.exact"); }) != "no error";
       }
     }
   }

@@ -9,8 +9,8 @@
 namespace gptq {
 namespace {
 
-using testing::dequantized;
-using testing::reference_pack;
+using test::dequantized;
+using test::reference_pack;
 
 using Table = std::vector<std::vector<int64_t>>;
 
@@ -28,7 +28,7 @@ struct Linear {
 
 Table random_table(int64_t rows, int64_t columns, int64_t bits, uint64_t seed) {
   Table table(static_cast<size_t>(rows));
-  for (auto& row : table) row = testing::random_ids(columns, int64_t{1} << bits, seed++);
+  for (auto& row : table) row = test::random_ids(columns, int64_t{1} << bits, seed++);
   return table;
 }
 

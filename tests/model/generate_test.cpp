@@ -8,8 +8,8 @@ namespace gptq {
 namespace {
 
 torch::jit::Module tiny_module() {
-  const testing::TempFolder folder;
-  testing::write_tiny_gpt2(folder);
+  const test::TempFolder folder;
+  test::write_tiny_gpt2(folder);
   return load_model(folder.path()).module;
 }
 
@@ -35,7 +35,7 @@ TEST(Generate, CacheAndRecomputationGiveTheSameTokens) {
   EXPECT_FALSE(takes_past(recomputed));
   for (const int64_t length : {1, 2, 9}) {
     const GenerateOptions options{.max_new_tokens = 30, .context_length = 41};
-    const auto prompt = testing::random_ids(length, 53, static_cast<uint64_t>(length));
+    const auto prompt = test::random_ids(length, 53, static_cast<uint64_t>(length));
     const auto tokens = generate(cached, prompt, options);
     EXPECT_EQ(tokens.size(), 30u);
     EXPECT_EQ(tokens, generate(recomputed, prompt, options));

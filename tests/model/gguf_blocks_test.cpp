@@ -50,7 +50,7 @@ void expect_exact(const CodedWeight& weight, GgufType type, int64_t block_bytes)
   const at::Tensor blocks = gguf_blocks(weight, type, "fc");
   ASSERT_EQ(blocks.sizes(), at::IntArrayRef({weight.codes.size(0), weight.codes.size(1) / 32, block_bytes}));
   ASSERT_TRUE(blocks.is_contiguous());
-  const at::Tensor expected = testing::dequantized(weight);
+  const at::Tensor expected = test::dequantized(weight);
   const float* values = expected.const_data_ptr<float>();
   EXPECT_EQ(decoded(blocks, type), std::vector<float>(values, values + expected.numel()));
 }

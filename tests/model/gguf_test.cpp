@@ -9,7 +9,7 @@
 namespace gptq {
 namespace {
 
-using testing::TempFolder;
+using test::TempFolder;
 
 // Reads little-endian values one after the other, byte by byte.
 class Bytes {

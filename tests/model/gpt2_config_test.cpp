@@ -5,7 +5,7 @@
 namespace gptq {
 namespace {
 
-using testing::tiny_config;
+using test::tiny_config;
 
 GPT2Config with(const std::string& field, const Json& value) {
   Json json = tiny_config();
@@ -131,7 +131,7 @@ TEST(GPT2Config, QuantizationSettingsOfTheGptqFormat) {
 }
 
 TEST(GPT2Config, MalformedFiles) {
-  const testing::TempFolder folder;
+  const test::TempFolder folder;
   EXPECT_ERROR(GPT2Config::read(folder.path("config.json")), "cannot be opened");
   folder.write("config.json", "{\"model_type\": \"gpt2\",");
   EXPECT_ERROR(GPT2Config::read(folder.path("config.json")), "config.json: offset 22: not valid JSON");

@@ -8,10 +8,10 @@
 namespace gptq {
 namespace {
 
-using testing::TempFolder;
-using testing::Tensors;
-using testing::tiny_config;
-using testing::tiny_tensors;
+using test::TempFolder;
+using test::Tensors;
+using test::tiny_config;
+using test::tiny_tensors;
 
 torch::jit::Module build(const TempFolder& folder) {
   return build_gpt2(GPT2Config::read(folder.path("config.json")), TensorStore::open(folder.path()));
@@ -19,12 +19,12 @@ torch::jit::Module build(const TempFolder& folder) {
 
 torch::jit::Module build(const Json& config, const Tensors& tensors) {
   const TempFolder folder;
-  testing::write_model(folder, config, tensors);
+  test::write_model(folder, config, tensors);
   return build(folder);
 }
 
 at::Tensor ids(int64_t count, uint64_t seed = 1) {
-  return at::tensor(testing::random_ids(count, 53, seed), at::kLong).unsqueeze(0);
+  return at::tensor(test::random_ids(count, 53, seed), at::kLong).unsqueeze(0);
 }
 
 at::Tensor logits(torch::jit::Module& module, const at::Tensor& input) {

@@ -9,9 +9,9 @@
 namespace gptq {
 namespace {
 
-using testing::dequantized;
-using testing::reference_pack;
-using testing::reference_unpack;
+using test::dequantized;
+using test::reference_pack;
+using test::reference_unpack;
 
 using Table = std::vector<std::vector<int64_t>>;
 
@@ -56,8 +56,7 @@ Linear make_linear(const Case& c) {
   Linear linear{c.bits, c.group_size, c.n, c.k, {}, {}, {}, {}, at::empty({c.n, c.k})};
   const auto random = [&](int64_t rows, int64_t columns) {
     Table table(static_cast<size_t>(rows));
-    for (auto& row : table)
-      row = testing::random_ids(columns, 1 << c.bits, static_cast<uint64_t>(&row - &table[0] + 7));
+    for (auto& row : table) row = test::random_ids(columns, 1 << c.bits, static_cast<uint64_t>(&row - &table[0] + 7));
     return table;
   };
   linear.codes = random(c.k, c.n);

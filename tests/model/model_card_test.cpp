@@ -30,7 +30,7 @@ TEST(ModelCard, FoldersOfTheHubsCacheHaveAName) {
 }
 
 TEST(ModelCard, TheLoadingSectionAloneIsConverted) {
-  const testing::TempFolder folder;
+  const test::TempFolder folder;
   EXPECT_EQ(converted_card(folder.path(), CheckpointFormat::kGptq), "");
   const auto section = [](CheckpointFormat format) { return "before\n" + loading_section(format) + "after\n"; };
   for (const auto from : {CheckpointFormat::kLibgptq, CheckpointFormat::kGptq, CheckpointFormat::kCompressedTensors}) {

@@ -6,11 +6,11 @@
 namespace gptq {
 namespace {
 
-using testing::TempFolder;
+using test::TempFolder;
 
 torch::jit::Module tiny_module(uint64_t seed = 0) {
   const TempFolder folder;
-  testing::write_model(folder, testing::tiny_config(), testing::tiny_tensors(testing::tiny_config(), seed));
+  test::write_model(folder, test::tiny_config(), test::tiny_tensors(test::tiny_config(), seed));
   return load_model(folder.path()).module;
 }
 
@@ -36,7 +36,7 @@ std::vector<std::pair<int64_t, int64_t>> naive_accounting(int64_t tokens, int64_
 
 TEST(Perplexity, WindowsAndStridesAsDefined) {
   auto module = tiny_module();
-  const auto ids = testing::random_ids(83, 53);
+  const auto ids = test::random_ids(83, 53);
   const at::Tensor all = at::tensor(ids, at::kLong);
   for (const auto& [window, stride] : {std::pair(41, 41), {41, 0}, {40, 13}, {2, 2}, {2, 1}, {41, 1}, {27, 26}}) {
     double nll = 0;
@@ -58,7 +58,7 @@ TEST(Perplexity, WindowsAndStridesAsDefined) {
 
 TEST(Perplexity, UniformModelHasThePerplexityOfItsVocabulary) {
   auto module = scripted("    return torch.zeros([1, x.size(1), 50257])\n");
-  const auto result = evaluate(module, testing::random_ids(301, 50257), {.window = 300});
+  const auto result = evaluate(module, test::random_ids(301, 50257), {.window = 300});
   EXPECT_EQ(result.tokens_scored, 299);  // the last window has one token, which nothing stands before
   // log_softmax in f32 is off by a few u = 2^-24 of its size 10.8, and the exponential makes that relative.
   EXPECT_NEAR(result.perplexity / 50257, 1, 1e-5);
@@ -67,7 +67,7 @@ TEST(Perplexity, UniformModelHasThePerplexityOfItsVocabulary) {
 TEST(Perplexity, ComparisonWithAReference) {
   auto module = tiny_module(0);
   auto other = tiny_module(1);
-  const auto ids = testing::random_ids(60, 53);
+  const auto ids = test::random_ids(60, 53);
   const auto same = evaluate(module, ids, {.window = 20}, &module);
   EXPECT_EQ(same.mean_kl, 0.0);
   EXPECT_EQ(same.top1_agreement, 1.0);
@@ -92,7 +92,7 @@ TEST(Perplexity, LogitsAloneInATupleOrInADict) {
   auto alone = scripted("    return " + logits + "\n");
   auto tuple = scripted("    return " + logits + ", 3\n");
   auto dict = scripted("    return {'loss': x, 'logits': " + logits + "}\n");
-  const auto ids = testing::random_ids(9, 7);
+  const auto ids = test::random_ids(9, 7);
   const double expected = evaluate(alone, ids, {.window = 9}).perplexity;
   EXPECT_EQ(evaluate(tuple, ids, {.window = 9}).perplexity, expected);
   EXPECT_EQ(evaluate(dict, ids, {.window = 9}).perplexity, expected);
@@ -107,7 +107,7 @@ TEST(Perplexity, LogitsAloneInATupleOrInADict) {
 TEST(Perplexity, ReportsProgress) {
   auto module = tiny_module();
   std::vector<int64_t> done;
-  evaluate(module, testing::random_ids(83, 53), {.window = 41}, nullptr, [&](int64_t i, int64_t total) {
+  evaluate(module, test::random_ids(83, 53), {.window = 41}, nullptr, [&](int64_t i, int64_t total) {
     EXPECT_EQ(total, 3);
     done.push_back(i);
   });
@@ -116,7 +116,7 @@ TEST(Perplexity, ReportsProgress) {
 
 TEST(Perplexity, Errors) {
   auto module = tiny_module();
-  const auto ids = testing::random_ids(20, 53);
+  const auto ids = test::random_ids(20, 53);
   EXPECT_ERROR(evaluate(module, {}, {.window = 8}), "the text must have at least 2 tokens, has 0");
   EXPECT_ERROR(evaluate(module, {1}, {.window = 8}), "the text must have at least 2 tokens, has 1");
   EXPECT_ERROR(evaluate(module, ids, {.window = 21}), "at least one window of 21 tokens, has 20");

@@ -5,7 +5,7 @@
 namespace gptq {
 namespace {
 
-using testing::TempFolder;
+using test::TempFolder;
 
 std::string file_bytes(const std::string& header, const std::string& data) {
   const uint64_t length = header.size();

@@ -8,36 +8,14 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <optional>
 #include <sstream>
 #include <string>
 
 #include "model/json_file.h"
 #include "model/safetensors.h"
+#include "tests/error_of.h"
 
-// That the statement throws a c10::Error whose message holds `part`.
-#define EXPECT_ERROR(statement, part) \
-  EXPECT_PRED_FORMAT2(::gptq::testing::error_holds, ::gptq::testing::error_of([&] { statement; }), std::string(part))
-
-namespace gptq::testing {
-
-/// Message of the c10::Error that the function throws, nothing if it throws none.
-template <typename Function>
-std::optional<std::string> error_of(const Function& function) {
-  try {
-    function();
-    return std::nullopt;
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-}
-
-inline ::testing::AssertionResult error_holds(const char*, const char*, const std::optional<std::string>& error,
-                                              const std::string& part) {
-  if (!error) return ::testing::AssertionFailure() << "no error, one with \"" << part << "\" was expected";
-  if (error->find(part) != std::string::npos) return ::testing::AssertionSuccess();
-  return ::testing::AssertionFailure() << "the error is \"" << *error << "\", expected in it: \"" << part << "\"";
-}
+namespace gptq::test {
 
 /// A new folder that goes away with the object.
 class TempFolder {
@@ -129,4 +107,4 @@ inline std::vector<int64_t> random_ids(int64_t count, int64_t vocabulary, uint64
   return {ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + count};
 }
 
-}  // namespace gptq::testing
+}  // namespace gptq::test

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "cpu/linear_w4_cpu.h"
-#include "tests/ops/expect_error.h"
+#include "tests/error_of.h"
 
 namespace gptq {
 namespace {

@@ -7,7 +7,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "tests/ops/expect_error.h"
+#include "tests/error_of.h"
 #include "tests/reference_w4.h"
 #include "tests/shapes.h"
 

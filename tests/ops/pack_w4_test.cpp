@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "pack_w4_any.h"
-#include "tests/ops/expect_error.h"
+#include "tests/error_of.h"
 #include "tests/reference_w4.h"
 #include "tests/shapes.h"
 

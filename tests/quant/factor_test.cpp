@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "tests/quant/error_of.h"
+#include "tests/error_of.h"
 #include "tests/quant/random_layer.h"
 #include "tests/reference.h"
 

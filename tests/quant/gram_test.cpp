@@ -24,6 +24,15 @@ TEST(Gram, IsTheWholeProductForEveryWidth) {
   }
 }
 
+TEST(Gram, TransposesEveryShape) {
+  for (const auto& [n, k] : {std::pair{1, 1}, {0, 5}, {31, 33}, {32, 32}, {33, 31}, {97, 300}}) {
+    const at::Tensor matrix = at::arange(n * k, at::kFloat).reshape({n, k});
+    const at::Tensor result = transposed(matrix);
+    EXPECT_TRUE(result.equal(matrix.t())) << n;
+    EXPECT_TRUE(result.is_contiguous()) << n;
+  }
+}
+
 TEST(Gram, ColumnSumsOfEveryShape) {
   for (const auto& [n, k] : {std::pair{1, 1}, {127, 63}, {128, 64}, {129, 65}, {300, 700}}) {
     const at::Tensor rows = test::random_layer(1, k, 62, n).inputs.to(at::kFloat), exact = rows.to(at::kDouble);

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/quant/error_of.h"
+#include "tests/error_of.h"
 #include "tests/reference.h"
 
 namespace gptq {

@@ -25,6 +25,30 @@ TEST(Product, IsABTransposedForEveryShape) {
   }
 }
 
+TEST(Product, LinearDenseIsLinearForEveryShapeAndDtype) {
+  for (const auto& [tokens, k, n] : {std::tuple{1, 64, 64}, {31, 33, 40}, {32, 32, 32}, {45, 100, 33}, {40, 31, 64}}) {
+    const at::Tensor w = test::random_layer(n, k, 15).weight, x = test::random_layer(2 * tokens, k, 16).weight;
+    const at::Tensor b = test::random_layer(1, n, 17).weight.squeeze(0);
+    const at::Tensor size = x.abs().mm(w.abs().t()) + b.abs();
+    for (const auto dtype : {at::kFloat, at::kDouble}) {
+      const double rounding = (dtype == at::kFloat ? 6e-8 : 1.2e-16) * (k + 3);
+      const at::Tensor input = x.to(dtype), weight = w.to(dtype), bias = b.to(dtype);
+      const auto holds = [&](const at::Tensor& got, const at::Tensor& added) {
+        const at::Tensor exact = input.to(at::kDouble).mm(weight.to(at::kDouble).t()) + added.to(at::kDouble);
+        return got.reshape({2 * tokens, n}).sub(exact).abs().le(size * rounding).all().item<bool>();
+      };
+      EXPECT_TRUE(holds(linear_dense(input, weight, bias), bias)) << tokens << " " << dtype;
+      const at::Tensor without = linear_dense(input.view({2, tokens, k}), weight, std::nullopt);
+      EXPECT_EQ(without.sizes(), (at::IntArrayRef{2, tokens, n}));
+      EXPECT_TRUE(holds(without, at::zeros({n}))) << tokens << " " << dtype;
+      const at::Tensor strided = at::stack({input, input}, 1).select(1, 1);
+      EXPECT_TRUE(holds(linear_dense(strided, weight.t().contiguous().t(), bias), bias)) << tokens << " " << dtype;
+    }
+  }
+  EXPECT_EQ(linear_dense(at::ones({64}), at::ones({40, 64}), std::nullopt).sizes(), at::IntArrayRef{40});
+  EXPECT_EQ(linear_dense(at::ones({0, 64}), at::ones({40, 64}), std::nullopt).sizes(), (at::IntArrayRef{0, 40}));
+}
+
 TEST(Product, TakesViews) {
   const at::Tensor a = test::random_layer(80, 90, 13).weight.to(at::kFloat), b = test::random_layer(90, 70, 14).weight;
   const at::Tensor left = a.narrow(0, 10, 40).narrow(1, 20, 50), right = b.to(at::kFloat).narrow(0, 5, 50).t();

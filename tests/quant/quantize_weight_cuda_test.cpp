@@ -16,7 +16,7 @@
 #include "quant/cuda/scale_search_cuda.cu"
 #include "quant/cuda/sweep_cuda.cu"
 #include "quant/factor.h"
-#include "tests/quant/error_of.h"
+#include "tests/error_of.h"
 #include "tests/quant/random_layer.h"
 #include "tests/shapes.h"
 

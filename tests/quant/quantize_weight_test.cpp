@@ -5,7 +5,7 @@
 #include <string>
 #include <tuple>
 
-#include "tests/quant/error_of.h"
+#include "tests/error_of.h"
 #include "tests/quant/plain_options.h"
 #include "tests/quant/random_layer.h"
 #include "tests/reference.h"

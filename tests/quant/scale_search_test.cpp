@@ -11,17 +11,18 @@ namespace {
 
 using reference::Matrix;
 
-struct Case {
+struct Setting {
   int64_t n, k, bits, group_size;
   bool symmetric;
 };
 
 // Around strips of 64 rows, odd groups, one column, every width of code.
-const Case kCases[] = {{1, 1, 4, 128, true},    {63, 7, 4, 3, true},   {64, 33, 3, 32, false}, {65, 40, 2, 16, true},
-                       {5, 129, 4, 128, true},  {31, 64, 8, 64, true}, {17, 50, 2, 50, false}, {3, 31, 4, 1, true},
-                       {130, 20, 4, 20, false}, {2, 300, 3, -1, true}};
+const Setting kSettings[] = {{1, 1, 4, 128, true},   {63, 7, 4, 3, true},    {64, 33, 3, 32, false},
+                             {65, 40, 2, 16, true},  {5, 129, 4, 128, true}, {31, 64, 8, 64, true},
+                             {17, 50, 2, 50, false}, {3, 31, 4, 1, true},    {130, 20, 4, 20, false},
+                             {2, 300, 3, -1, true}};
 
-class ScaleSearch : public testing::TestWithParam<Case> {
+class ScaleSearch : public testing::TestWithParam<Setting> {
  protected:
   double score(const Matrix& w, const std::vector<double>& importance, const Grid& grid, int64_t row, int64_t group) {
     const int64_t first = group * grid.group_size;
@@ -81,7 +82,7 @@ TEST_P(ScaleSearch, ComesCloseToTheBestScaleThereIs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, ScaleSearch, testing::ValuesIn(kCases));
+INSTANTIATE_TEST_SUITE_P(Shapes, ScaleSearch, testing::ValuesIn(kSettings));
 
 TEST(ScaleSearchEdges, ZerosTinyAndLoneWeightsKeepAUsableScale) {
   at::Tensor weight = at::zeros({3, 8});

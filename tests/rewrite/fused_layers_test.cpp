@@ -9,7 +9,7 @@
 namespace gptq {
 namespace {
 
-using testing::random_tensor;
+using test::random_tensor;
 
 constexpr int64_t kWidth = 12, kHidden = 20;
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 // Small TorchScript modules that the rewriting is tested on.
-namespace gptq::testing {
+namespace gptq::test {
 
 inline at::Tensor random_tensor(at::IntArrayRef shape, uint64_t seed, double scale = 1.0) {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
@@ -56,4 +56,4 @@ inline std::vector<std::vector<c10::IValue>> calibration_inputs(int64_t count, a
   return inputs;
 }
 
-}  // namespace gptq::testing
+}  // namespace gptq::test

@@ -11,10 +11,10 @@
 namespace gptq::rewrite {
 namespace {
 
-using testing::calibration_inputs;
-using testing::compose;
-using testing::linear;
-using testing::random_tensor;
+using test::calibration_inputs;
+using test::compose;
+using test::linear;
+using test::random_tensor;
 
 constexpr const char* kChain = R"(
 def forward(self, x: Tensor) -> Tensor:
@@ -51,6 +51,7 @@ TEST(Placement, AStretchOfAGraphReadsCopiesOfItsOwnTensorsAlone) {
   ASSERT_EQ(found.size(), 2);  // weight and bias of the first
   EXPECT_EQ(found[0].numel() + found[1].numel(), 24 * 16 + 24);
   LiveValues live{{graph->inputs()[1], random_tensor({5, 16}, 7).to(at::kMeta)}};
+  slice.compile();
   slice.run(module, live);
   ASSERT_EQ(live.size(), 1);
   const at::Tensor output = live.begin()->second.toTensor();

@@ -1,3 +1,4 @@
+#include <ATen/Parallel.h>
 #include <gptq/gptq_layer.h>
 #include <gptq/linear_w4.h>
 #include <gptq/pack_w4.h>
@@ -12,11 +13,11 @@
 namespace gptq {
 namespace {
 
-using testing::calibration_inputs;
-using testing::compose;
-using testing::conv1d;
-using testing::linear;
-using testing::random_tensor;
+using test::calibration_inputs;
+using test::compose;
+using test::conv1d;
+using test::linear;
+using test::random_tensor;
 
 at::Tensor run(torch::jit::Module& module, const at::Tensor& input) {
   const at::NoGradGuard no_grad;
@@ -411,6 +412,32 @@ TEST(QuantizeModule, RunsEveryNumberOfBits) {
         EXPECT_LT((run(quantized.module, x) - expected).abs().max().item<float>(), 2 * 24 * 10 * 6e-8)
             << bits << " bits, group size " << group_size << ", act-order " << act_order;
       }
+    }
+  }
+}
+
+TEST(QuantizeModule, InputsInThreadsOfTheirOwnGiveTheSame) {
+  const auto module = compose({{"first", linear(80, 64, 91)}, {"second", conv1d(48, 80, 92)}},
+                              "def forward(self, x: Tensor) -> Tensor:\n"
+                              "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
+  std::vector<std::vector<c10::IValue>> calibration;
+  for (int64_t i = 0; i < 13; ++i) {
+    calibration.push_back({random_tensor({1, 30 + i, 64}, 93 + i)});
+  }
+  const auto with_threads = [&](int threads) {
+    at::set_num_threads(threads);
+    return quantize_module(module, calibration, options_with_group(16)).layers;
+  };
+  const int before = at::get_num_threads();
+  const auto together = with_threads(8), apart = with_threads(3), one = with_threads(1);
+  at::set_num_threads(before);
+  for (const auto* layers : {&apart, &one}) {
+    ASSERT_EQ(layers->size(), 2);
+    for (size_t i = 0; i < 2; ++i) {
+      EXPECT_EQ(layers->at(i).nsamples, together[i].nsamples);
+      // The order of float32 sums may differ, and a code on the edge with it.
+      EXPECT_NEAR(layers->at(i).report.loss / together[i].report.loss, 1, 1e-3);
+      EXPECT_NEAR(layers->at(i).report.rtn_loss / together[i].report.rtn_loss, 1, 1e-4);
     }
   }
 }

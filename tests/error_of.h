@@ -1,8 +1,13 @@
 #pragma once
 
 #include <c10/util/Exception.h>
+#include <gtest/gtest.h>
 
 #include <string>
+
+// That the statement throws a c10::Error whose message holds `part`.
+#define EXPECT_ERROR(statement, part) \
+  EXPECT_PRED_FORMAT2(::testing::IsSubstring, std::string(part), ::gptq::test::error_of([&] { statement; }))
 
 namespace gptq::test {
 
