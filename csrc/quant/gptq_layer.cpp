@@ -19,6 +19,8 @@ struct GPTQLayer::Batch {
   at::Tensor rows;
   at::Tensor float_rows;  ///< undefined without float inputs
   at::Tensor weights;     ///< f32 [n]; undefined if all are 1
+  ColumnSums sums = {};
+  ColumnSums float_sums = {};  ///< undefined without float inputs
   int64_t dropped = 0;
 
   int64_t size() const { return rows.size(0); }
@@ -27,7 +29,12 @@ struct GPTQLayer::Batch {
     const auto narrowed = [&](const at::Tensor& tensor) {
       return tensor.defined() ? tensor.narrow(0, first, count) : tensor;
     };
-    return {narrowed(rows), narrowed(float_rows), narrowed(weights), 0};
+    return {narrowed(rows), narrowed(float_rows), narrowed(weights)};
+  }
+
+  void add_up() {
+    sums = column_sums(rows, weights);
+    float_sums = float_rows.defined() ? column_sums(float_rows, weights) : ColumnSums{};
   }
 
   void keep(const at::Tensor& rows_to_keep) {
@@ -129,21 +136,26 @@ void GPTQLayer::add_batch(const at::Tensor& input, const at::Tensor& float_input
   const at::NoGradGuard no_grad;
   const Batch batch = checked_batch(input, float_input, token_weights, drop_nonfinite);
   if (batch.size() > 0) {
-    check_sums(batch.rows, batch.weights, "input");
-    if (batch.float_rows.defined()) {
-      check_sums(batch.float_rows, batch.weights, "float_input");
-    }
     // Halves of each batch, so that both see all kinds of input.
     const int64_t first = halves_ ? (batch.size() + nsamples() % 2) / 2 : batch.size();
-    add(batch.part(0, first), sums_[0]);
-    add(batch.part(first, batch.size() - first), sums_[1]);
+    std::array<Batch, 2> halves{batch.part(0, first), batch.part(first, batch.size() - first)};
+    for (Batch& half : halves) {
+      half.add_up();
+    }
+    check_squares(halves[0].sums.squares.add(halves[1].sums.squares), batch.rows, "input");
+    if (batch.float_rows.defined()) {
+      check_squares(halves[0].float_sums.squares.add(halves[1].float_sums.squares), batch.float_rows, "float_input");
+    }
+    for (size_t half = 0; half < halves.size(); ++half) {
+      add(halves[half], sums_[half]);
+    }
   }
   dropped_ += batch.dropped;
 }
 
 // Off the diagonal a Gram matrix is nowhere larger than the largest entry on it.
-void GPTQLayer::check_sums(const at::Tensor& rows, const at::Tensor& weights, const char* name) const {
-  const at::Tensor squares = column_sums(rows, weights).squares, none = at::zeros({}, squares.options());
+void GPTQLayer::check_squares(const at::Tensor& squares, const at::Tensor& rows, const char* name) const {
+  const at::Tensor none = at::zeros({}, squares.options());
   const auto so_far = [&](const Sums& sums) { return sums.gram.defined() ? sums.gram.diagonal().max() : none; };
   const auto [new_squares, first, second] = read_scalars(squares.max(), so_far(sums_[0]), so_far(sums_[1]));
   const double largest = new_squares + first + second;
@@ -162,17 +174,17 @@ void GPTQLayer::add(const Batch& batch, Sums& sums) {
   const int64_t k = batch.rows.size(1);
   const at::Tensor root = batch.weights.defined() ? batch.weights.sqrt() : batch.weights;
   const auto as_columns = [&](const at::Tensor& rows) {
-    return root.defined() ? rows.t().mul(root) : rows.t().contiguous();
+    return transposed(root.defined() ? rows.mul(root.unsqueeze(1)) : rows);
   };
-  const at::Tensor columns = as_columns(batch.rows).contiguous();
+  const at::Tensor columns = as_columns(batch.rows);
   if (!sums.gram.defined()) {
     sums.gram = at::zeros({k, k}, columns.options());
   }
   add_gram(sums.gram, columns);
-  add_to(sums.input, column_sums(batch.rows, batch.weights).values);
+  add_to(sums.input, batch.sums.values);
   if (batch.float_rows.defined()) {
     add_to(sums.drift, coarse_product(as_columns(batch.float_rows).sub_(columns), columns));
-    add_to(sums.float_input, column_sums(batch.float_rows, batch.weights).values);
+    add_to(sums.float_input, batch.float_sums.values);
   }
   sums.weight += batch.weights.defined() ? batch.weights.sum(at::kDouble).item<double>() : batch.size();
   sums.nsamples += batch.size();

@@ -1,6 +1,7 @@
 #include "quant/gram.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -22,6 +23,36 @@ void add_gram(at::Tensor& gram, const at::Tensor& columns) {
       block_row.addmm_(left, right.t());
     }
   }
+}
+
+// On the CPU by squares that stay in the first cache: at::Tensor::contiguous does this in one thread.
+at::Tensor transposed(const at::Tensor& matrix) {
+  if (!matrix.is_cpu()) {
+    return matrix.t().contiguous();
+  }
+  constexpr int64_t side = 32;
+  const int64_t n = matrix.size(0), k = matrix.size(1);
+  const at::Tensor result = at::empty({k, n}, matrix.options());
+  const auto* from = matrix.const_data_ptr<float>();
+  auto* to = result.data_ptr<float>();
+  at::parallel_for(0, (k + side - 1) / side, 4, [&](int64_t begin, int64_t end) {
+    float square[side][side];
+    for (int64_t column = begin * side; column < std::min(end * side, k); column += side) {
+      const int64_t columns = std::min(side, k - column);
+      for (int64_t row = 0; row < n; row += side) {
+        const int64_t rows = std::min(side, n - row);
+        for (int64_t i = 0; i < rows; ++i) {
+          for (int64_t j = 0; j < columns; ++j) {
+            square[j][i] = from[(row + i) * k + column + j];
+          }
+        }
+        for (int64_t j = 0; j < columns; ++j) {
+          std::copy_n(square[j], rows, to + (column + j) * n + row);
+        }
+      }
+    }
+  });
+  return result;
 }
 
 ColumnSums column_sums(const at::Tensor& rows, const at::Tensor& weights) {

@@ -9,6 +9,9 @@ namespace gptq {
 /// @param columns f32 [K, n], contiguous: Xᵀ
 void add_gram(at::Tensor& gram, const at::Tensor& columns);
 
+/// The transpose of an f32 matrix that is contiguous, as a contiguous one.
+at::Tensor transposed(const at::Tensor& matrix);
+
 /// Sums over the rows of each column, f64 [K].
 struct ColumnSums {
   at::Tensor values;

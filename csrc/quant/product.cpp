@@ -2,8 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-
-#include <optional>
+#include <ATen/ops/linear.h>
 
 #include "cpu/cpu_features.h"
 
@@ -17,15 +16,17 @@ const std::optional<c10::OperatorHandle>& onednn_linear() {
   return handle;
 }
 
-bool fits_onednn(const at::Tensor& a, const at::Tensor& b) {
-  return a.is_cpu() && at::globalContext().userEnabledMkldnn() && onednn_linear() && a.size(0) >= kSmall &&
-         b.size(0) >= kSmall && a.size(1) >= kSmall;
+// Whether oneDNN is there, and its call pays, for rows of x times wᵀ.
+bool fits_onednn(const at::Tensor& x, const at::Tensor& w) {
+  const int64_t k = x.size(-1);
+  return x.is_cpu() && at::globalContext().userEnabledMkldnn() && onednn_linear() && x.numel() >= kSmall * k &&
+         w.size(0) >= kSmall && k >= kSmall;
 }
 
-at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b) {
-  torch::jit::Stack stack{a.contiguous(),
-                          b.contiguous(),
-                          c10::IValue(),
+at::Tensor onednn_product(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias = {}) {
+  torch::jit::Stack stack{x.contiguous(),
+                          w.contiguous(),
+                          bias ? c10::IValue(bias->contiguous()) : c10::IValue(),
                           "none",
                           c10::impl::GenericList(c10::OptionalType::create(c10::NumberType::get())),
                           c10::IValue()};
@@ -37,6 +38,14 @@ at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& b) {
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   return a.scalar_type() != at::kDouble && fits_onednn(a, b) ? onednn_product(a, b) : a.mm(b.t());
+}
+
+at::Tensor linear_dense(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  const bool all_float = input.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
+                         (!bias || bias->scalar_type() == at::kFloat);
+  const bool fits = all_float && input.dim() >= 2 && weight.dim() == 2 && input.size(-1) == weight.size(1) &&
+                    weight.is_cpu() && fits_onednn(input, weight);
+  return fits ? onednn_product(input, weight, bias) : at::linear(input, weight, bias);
 }
 
 at::Tensor coarse(const at::Tensor& matrix) {

@@ -1,6 +1,7 @@
 #include "rewrite/calibration_pass.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <c10/util/irange.h>
 #include <gptq/gptq_layer.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
@@ -15,6 +16,7 @@
 #include <string_view>
 #include <utility>
 
+#include "rewrite/dense_linear.h"
 #include "rewrite/graph_slice.h"
 #include "rewrite/linear_finder.h"
 #include "rewrite/linear_replacement.h"
@@ -123,6 +125,8 @@ class CalibrationPass {
   Stream make_stream(Graph& graph, const std::vector<std::vector<c10::IValue>>& calibration);
   void plan();
   double reach(const Stage& stage);
+  template <typename Step>
+  void for_each_input(const Step& step) const;
   GraphSlice advance(Stream& stream, const Stage& stage, std::optional<DeviceCopies>& copies) const;
   /// Where the observers and the solver work on a layer.
   at::Device device_of(const Layer& layer) const { return options_.device.value_or(layer.weight.device()); }
@@ -218,6 +222,25 @@ void CalibrationPass::plan() {
   }
 }
 
+/// Calls step(i) for every calibration input. On the CPU each thread takes inputs of its own where there are enough of
+/// them: operators as short as those of one input leave threads that share them waiting.
+template <typename Step>
+void CalibrationPass::for_each_input(const Step& step) const {
+  constexpr int64_t per_thread = 4;  // fewer would leave threads idle at the end
+  const auto count = static_cast<int64_t>(quantized_.live.size());
+  const auto in_range = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      step(i);
+    }
+  };
+  const bool on_cpu = !options_.device || options_.device->is_cpu();
+  if (on_cpu && count >= per_thread * at::get_num_threads()) {
+    at::parallel_for(0, count, 1, in_range);
+  } else {
+    in_range(0, count);
+  }
+}
+
 /// Carries both streams up to a stage and gathers its inputs; returns how far the quantized stream's are off.
 double CalibrationPass::reach(const Stage& stage) {
   // What the device holds of the model: all that this stretch of it reads, and no longer than it runs.
@@ -225,25 +248,26 @@ double CalibrationPass::reach(const Stage& stage) {
   if (options_.device && !quantized_.live.empty()) {
     copies.emplace(*options_.device);
   }
-  GraphSlice float_slice = advance(float_, stage, copies);
-  GraphSlice quantized_slice = advance(quantized_, stage, copies);
+  const GraphSlice float_slice = advance(float_, stage, copies);
+  const GraphSlice quantized_slice = advance(quantized_, stage, copies);
+  for_each_input([&](size_t i) {
+    float_slice.run(module_, float_.live[i]);
+    quantized_slice.run(module_, quantized_.live[i]);
+  });
   const Value* float_input = float_.uses[stage.linears.front()].linear.input();
   const Value* quantized_input = quantized_.uses[stage.linears.front()].linear.input();
   double difference = 0;
   double magnitude = 0;
-  for (const size_t i : c10::irange(quantized_.live.size())) {
-    float_slice.run(module_, float_.live[i]);
-    quantized_slice.run(module_, quantized_.live[i]);
-    if (!stage.nested) {
+  if (stage.nested) {
+    probe(stage, copies);
+  } else {
+    for (const size_t i : c10::irange(quantized_.live.size())) {
       const at::Tensor expected = float_.live[i].at(float_input).toTensor();
       const at::Tensor got = quantized_.live[i].at(quantized_input).toTensor();
       difference += squared_norm(got - expected);
       magnitude += squared_norm(expected);
       observe(stage, i, got, expected);
     }
-  }
-  if (stage.nested) {
-    probe(stage, copies);
   }
   return magnitude > 0 ? std::sqrt(difference / magnitude) : 0;
 }
@@ -255,6 +279,8 @@ GraphSlice CalibrationPass::advance(Stream& stream, const Stage& stage, std::opt
   if (copies) {
     read_copies(slice.graph(), module_, *copies);
   }
+  speed_up_linears(slice.graph(), module_);
+  slice.compile();
   return slice;
 }
 
@@ -307,6 +333,7 @@ void CalibrationPass::probe(const Stage& stage, std::optional<DeviceCopies>& cop
   if (copies) {
     read_copies(graph, module_, *copies);
   }
+  slice.compile();
   for (const size_t i : c10::irange(quantized_.live.size())) {
     LiveValues live;
     for (const auto& [value, held] : quantized_.live[i]) {

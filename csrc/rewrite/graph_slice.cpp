@@ -117,11 +117,12 @@ Value* GraphSlice::add_input(const c10::TypePtr& type) {
   return slice_->addInput()->setType(type);
 }
 
-void GraphSlice::run(const torch::jit::Module& module, LiveValues& live, const std::vector<c10::IValue>& added) {
+void GraphSlice::compile() {
+  code_ = std::make_unique<torch::jit::Code>(slice_, "gptq_slice");
+}
+
+void GraphSlice::run(const torch::jit::Module& module, LiveValues& live, const std::vector<c10::IValue>& added) const {
   const at::NoGradGuard no_grad;
-  if (!code_) {
-    code_ = std::make_unique<torch::jit::Code>(slice_, "gptq_slice");
-  }
   torch::jit::Stack stack;
   stack.reserve(1 + inputs_.size() + added.size());
   stack.emplace_back(module._ivalue());

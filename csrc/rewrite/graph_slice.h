@@ -31,8 +31,12 @@ class GraphSlice {
   /// Adds an input that every run is given, see `added`.
   torch::jit::Value* add_input(const c10::TypePtr& type);
 
+  /// Makes the graph, as it is now, what runs.
+  void compile();
+
   /// Replaces the values alive before the stretch by those alive after it. `added` has a value for each added input.
-  void run(const torch::jit::Module& module, LiveValues& live, const std::vector<c10::IValue>& added = {});
+  /// Several threads may run a compiled slice at once.
+  void run(const torch::jit::Module& module, LiveValues& live, const std::vector<c10::IValue>& added = {}) const;
 
  private:
   void clone_node(torch::jit::Node* node);

@@ -78,7 +78,7 @@ class GPTQLayer : public torch::CustomClassHolder {
 
   Batch checked_batch(const at::Tensor& input, const at::Tensor& float_input, const at::Tensor& token_weights,
                       bool drop_nonfinite) const;
-  void check_sums(const at::Tensor& rows, const at::Tensor& weights, const char* name) const;
+  void check_squares(const at::Tensor& squares, const at::Tensor& rows, const char* name) const;
   static void add(const Batch& batch, Sums& sums);
 
   at::Tensor weight_;
