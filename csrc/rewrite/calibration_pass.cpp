@@ -222,19 +222,19 @@ void CalibrationPass::plan() {
   }
 }
 
-/// Calls step(i) for every calibration input. On the CPU each thread takes inputs of its own where there are enough of
-/// them: operators as short as those of one input leave threads that share them waiting.
+/// Calls step(i) for every calibration input. On the CPU each thread takes inputs of its own where that keeps all of
+/// them busy: operators as short as those of one input leave threads that share them waiting.
 template <typename Step>
 void CalibrationPass::for_each_input(const Step& step) const {
-  constexpr int64_t per_thread = 4;  // fewer would leave threads idle at the end
   const auto count = static_cast<int64_t>(quantized_.live.size());
+  const int64_t threads = at::get_num_threads(), rounds = (count + threads - 1) / threads;
   const auto in_range = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       step(i);
     }
   };
   const bool on_cpu = !options_.device || options_.device->is_cpu();
-  if (on_cpu && count >= per_thread * at::get_num_threads()) {
+  if (on_cpu && 5 * count >= 4 * rounds * threads) {
     at::parallel_for(0, count, 1, in_range);
   } else {
     in_range(0, count);

@@ -429,7 +429,7 @@ TEST(QuantizeModule, InputsInThreadsOfTheirOwnGiveTheSame) {
     return quantize_module(module, calibration, options_with_group(16)).layers;
   };
   const int before = at::get_num_threads();
-  const auto together = with_threads(8), apart = with_threads(3), one = with_threads(1);
+  const auto together = with_threads(10), apart = with_threads(3), one = with_threads(1);
   at::set_num_threads(before);
   for (const auto* layers : {&apart, &one}) {
     ASSERT_EQ(layers->size(), 2);
