@@ -43,7 +43,7 @@ def cached(name: str) -> str | None:
 
 def configure() -> None:
     """Configure with the driver; where its packages are missing, without."""
-    command = ["cmake", "-S", ROOT, "-B", BUILD, f"-DGPTQ_TORCH_DIR={TORCH_DIR}"]
+    command = ["cmake", "-S", ROOT, "-B", BUILD, f"-DGPTQ_TORCH_DIR={TORCH_DIR}", "-DCMAKE_UNITY_BUILD=ON"]
     configured_for = cached("GPTQ_TORCH_DIR")
     if configured_for is not None and any((BUILD / name).exists() for name in ("build.ninja", "Makefile")):
         if os.path.realpath(configured_for) != os.path.realpath(TORCH_DIR):

@@ -33,11 +33,12 @@ for file in "${cpp[@]}"; do
   fi
 done
 
-# Configured apart from the build: clang cannot read g++'s precompiled header. -fopenmp is taken back because clang's
-# omp.h need not be there.
+# Configured apart from the build: clang cannot read g++'s precompiled header, and sees each source by itself. -fopenmp
+# is taken back because clang's omp.h need not be there.
 mkdir -p build/tidy/passed
 cmake --preset default -B build/tidy "-DGPTQ_TORCH_DIR=$(torch_dir)" -DGPTQ_BUILD_TESTS=OFF \
-  -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON >build/tidy.log 2>&1 || { cat build/tidy.log >&2 && failed+=("tidy's configure"); }
+  -DCMAKE_UNITY_BUILD=OFF -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON >build/tidy.log 2>&1 ||
+  { cat build/tidy.log >&2 && failed+=("tidy's configure"); }
 
 tidy() {
   local file=$1 stamp="build/tidy/passed/${1//\//.}" log

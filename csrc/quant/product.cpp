@@ -2,9 +2,11 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/linear.h>
 
 #include "cpu/cpu_features.h"
+#include "quant/gram.h"
 
 namespace gptq {
 namespace {
@@ -23,9 +25,14 @@ bool fits_onednn(const at::Tensor& x, const at::Tensor& w) {
          w.size(0) >= kSmall && k >= kSmall;
 }
 
+at::Tensor dense(const at::Tensor& w) {
+  const bool turned = w.scalar_type() == at::kFloat && !w.is_contiguous() && w.t().is_contiguous();
+  return turned ? transposed(w.t()) : w.contiguous();
+}
+
 at::Tensor onednn_product(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& bias = {}) {
   torch::jit::Stack stack{x.contiguous(),
-                          w.contiguous(),
+                          dense(w),
                           bias ? c10::IValue(bias->contiguous()) : c10::IValue(),
                           "none",
                           c10::impl::GenericList(c10::OptionalType::create(c10::NumberType::get())),
@@ -41,10 +48,13 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
 }
 
 at::Tensor linear_dense(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  const bool all_float = input.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
-                         (!bias || bias->scalar_type() == at::kFloat);
-  const bool fits = all_float && input.dim() >= 2 && weight.dim() == 2 && input.size(-1) == weight.size(1) &&
-                    weight.is_cpu() && fits_onednn(input, weight);
+  const auto is_float = [](const at::Tensor& tensor) {
+    return tensor.is_cpu() && tensor.scalar_type() == at::kFloat &&
+           !(at::GradMode::is_enabled() && tensor.requires_grad());
+  };
+  const bool fits = is_float(input) && is_float(weight) && input.dim() >= 2 && weight.dim() == 2 &&
+                    input.size(-1) == weight.size(1) && fits_onednn(input, weight) &&
+                    (!bias || (is_float(*bias) && bias->sizes() == weight.sizes().slice(0, 1)));
   return fits ? onednn_product(input, weight, bias) : at::linear(input, weight, bias);
 }
 

@@ -11,7 +11,7 @@ namespace gptq {
 /// @param b [N, K] in the same dtype
 at::Tensor product(const at::Tensor& a, const at::Tensor& b);
 
-/// x · wᵀ + bias like at::linear, without gradients, by oneDNN where that is faster.
+/// x · wᵀ + bias like at::linear; by oneDNN where that is faster and no gradient is asked for.
 /// @param input any float dtype, [..., K]
 /// @param weight [N, K] in the same dtype
 /// @param bias [N] or none

@@ -190,6 +190,7 @@ def test_wheel_works_outside_the_checkout(root, library_path, driver_path, tmp_p
         "__main__.py",
         "_library.py",
         "calibration.py",
+        "dense_linear.py",
         "huggingface.py",
         "placement.py",
         "quantize_model.py",

@@ -45,6 +45,9 @@ TEST(Product, LinearDenseIsLinearForEveryShapeAndDtype) {
       EXPECT_TRUE(holds(linear_dense(strided, weight.t().contiguous().t(), bias), bias)) << tokens << " " << dtype;
     }
   }
+  const at::Tensor learned = at::ones({40, 64}).requires_grad_();
+  EXPECT_TRUE(linear_dense(at::ones({50, 64}), learned, std::nullopt).requires_grad());
+  EXPECT_TRUE(linear_dense(at::ones({50, 64}), at::ones({40, 64}), at::ones({1})).eq(65).all().item<bool>());
   EXPECT_EQ(linear_dense(at::ones({64}), at::ones({40, 64}), std::nullopt).sizes(), at::IntArrayRef{40});
   EXPECT_EQ(linear_dense(at::ones({0, 64}), at::ones({40, 64}), std::nullopt).sizes(), (at::IntArrayRef{0, 40}));
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibration import Call, calls_of
+from .dense_linear import DenseLinears
 from .placement import NoPlacement, Placement, checked_device, placed
 from .quantized_linear import QuantizedLinear
 from .report import LayerReport, QuantizationReport, model_bytes
@@ -386,6 +387,7 @@ def quantize(
     with ExitStack() as contexts:
         contexts.enter_context(_without_fast_path(model, targets))
         contexts.enter_context(_evaluating(model))
+        contexts.enter_context(DenseLinears())
         placement = contexts.enter_context(placed(model, targets, worked_on))
         calls = calls_of(calibration, tokenizer, placement.device)
         if not calls and mode != "rtn":
