@@ -25,6 +25,11 @@ bool fits_onednn(const at::Tensor& x, const at::Tensor& w) {
          w.size(0) >= kSmall && k >= kSmall;
 }
 
+// Whether torch multiplies a type slowly on this processor, far more so than float32.
+bool is_slow(at::ScalarType dtype) {
+  return dtype == at::kHalf || (dtype == at::kBFloat16 && (cpu_features() & kCpuAvx512bf16) == 0);
+}
+
 at::Tensor dense(const at::Tensor& w) {
   const bool turned = w.scalar_type() == at::kFloat && !w.is_contiguous() && w.t().is_contiguous();
   return turned ? transposed(w.t()) : w.contiguous();
@@ -48,14 +53,21 @@ at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
 }
 
 at::Tensor linear_dense(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  const auto is_float = [](const at::Tensor& tensor) {
-    return tensor.is_cpu() && tensor.scalar_type() == at::kFloat &&
-           !(at::GradMode::is_enabled() && tensor.requires_grad());
+  const auto dtype = input.scalar_type();
+  const auto is_plain = [&](const at::Tensor& tensor) {
+    return tensor.is_cpu() && tensor.scalar_type() == dtype && !(at::GradMode::is_enabled() && tensor.requires_grad());
   };
-  const bool fits = is_float(input) && is_float(weight) && input.dim() >= 2 && weight.dim() == 2 &&
+  const bool fits = is_plain(input) && is_plain(weight) && input.dim() >= 2 && weight.dim() == 2 &&
                     input.size(-1) == weight.size(1) && fits_onednn(input, weight) &&
-                    (!bias || (is_float(*bias) && bias->sizes() == weight.sizes().slice(0, 1)));
-  return fits ? onednn_product(input, weight, bias) : at::linear(input, weight, bias);
+                    (!bias || (is_plain(*bias) && bias->sizes() == weight.sizes().slice(0, 1)));
+  if (fits && dtype == at::kFloat) {
+    return onednn_product(input, weight, bias);
+  }
+  if (fits && is_slow(dtype)) {
+    const auto added = bias ? std::optional(bias->to(at::kFloat)) : std::nullopt;
+    return onednn_product(input.to(at::kFloat), weight.to(at::kFloat), added).to(dtype);
+  }
+  return at::linear(input, weight, bias);
 }
 
 at::Tensor coarse(const at::Tensor& matrix) {

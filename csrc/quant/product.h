@@ -11,7 +11,8 @@ namespace gptq {
 /// @param b [N, K] in the same dtype
 at::Tensor product(const at::Tensor& a, const at::Tensor& b);
 
-/// x · wᵀ + bias like at::linear; by oneDNN where that is faster and no gradient is asked for.
+/// x · wᵀ + bias like at::linear; by oneDNN where that is faster and no gradient is asked for. On the CPU float16, and
+/// bfloat16 on processors without instructions for it, are multiplied in float32 and rounded once.
 /// @param input any float dtype, [..., K]
 /// @param weight [N, K] in the same dtype
 /// @param bias [N] or none

@@ -11,7 +11,7 @@ namespace gptq::rewrite {
 void speed_up_linears(torch::jit::Graph& graph, const torch::jit::Module& module) {
   const at::NoGradGuard no_grad;
   for (const LinearNode& linear : find_linears(graph, module)) {
-    if (linear.weight.scalar_type() != at::kFloat || !linear.weight.is_cpu()) {
+    if (!linear.weight.is_cpu()) {
       continue;
     }
     const torch::jit::WithInsertPoint at_linear(linear.node);

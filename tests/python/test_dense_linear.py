@@ -52,6 +52,19 @@ def test_float32_runs_on_onednn(kind):
 
 
 @needs_onednn
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_float16_runs_in_float32(kind):
+    module = linear_of(kind).half()
+    x = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(1)).half()
+    with Recorder() as ops, DenseLinears():
+        got = module(x)
+    assert ops.on_onednn == 1
+    exact = module.float()(x.float())
+    assert got.dtype == torch.float16
+    assert torch.allclose(got.float(), exact, rtol=2**-11, atol=1e-6)  # one rounding
+
+
+@needs_onednn
 def test_what_is_something_else_is_left_to_torch():
     module = linear_of("linear", bias=False)
     x = torch.ones(40, 64)

@@ -30,12 +30,16 @@ TEST(Product, LinearDenseIsLinearForEveryShapeAndDtype) {
     const at::Tensor w = test::random_layer(n, k, 15).weight, x = test::random_layer(2 * tokens, k, 16).weight;
     const at::Tensor b = test::random_layer(1, n, 17).weight.squeeze(0);
     const at::Tensor size = x.abs().mm(w.abs().t()) + b.abs();
-    for (const auto dtype : {at::kFloat, at::kDouble}) {
-      const double rounding = (dtype == at::kFloat ? 6e-8 : 1.2e-16) * (k + 3);
+    for (const auto dtype : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16}) {
+      // Sums in float32 or float64, and the rounding of the result.
+      const double rounding = (dtype == at::kDouble ? 1.2e-16 : 6e-8) * (k + 3) + (dtype == at::kHalf       ? 1. / 2048
+                                                                                   : dtype == at::kBFloat16 ? 1. / 256
+                                                                                                            : 0);
       const at::Tensor input = x.to(dtype), weight = w.to(dtype), bias = b.to(dtype);
       const auto holds = [&](const at::Tensor& got, const at::Tensor& added) {
         const at::Tensor exact = input.to(at::kDouble).mm(weight.to(at::kDouble).t()) + added.to(at::kDouble);
-        return got.reshape({2 * tokens, n}).sub(exact).abs().le(size * rounding).all().item<bool>();
+        return got.scalar_type() == dtype &&
+               got.reshape({2 * tokens, n}).sub(exact).abs().le(size * rounding).all().item<bool>();
       };
       EXPECT_TRUE(holds(linear_dense(input, weight, bias), bias)) << tokens << " " << dtype;
       const at::Tensor without = linear_dense(input.view({2, tokens, k}), weight, std::nullopt);
