@@ -39,6 +39,7 @@ TEST(Checkpoint, WhatIsNoModelIsRefusedInOneLine) {
   const auto refuse = [&](const std::string& name, const std::string& part) {
     EXPECT_ERROR(load_model(folder.path(name)), part);
     const std::string error = test::error_of([&] { load_model(folder.path(name)); });
+    EXPECT_NE(error, test::kNoError);
     EXPECT_EQ(error.find('\n'), std::string::npos) << error;
   };
   refuse("none", "no such model folder or file");

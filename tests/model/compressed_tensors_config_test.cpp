@@ -131,7 +131,7 @@ TEST(CompressedTensorsConfig, WhateverIsThereIsReadOrAnError) {
       for (const Json& value : values) {
         Json json = good();
         json[Json::json_pointer(part)] = value;
-        refused += test::error_of([&] { parse(json).of("h.0.exact"); }) != "no error";
+        refused += test::error_of([&] { parse(json).of("h.0.exact"); }) != test::kNoError;
       }
     }
   }
