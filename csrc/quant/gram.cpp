@@ -35,7 +35,7 @@ at::Tensor transposed(const at::Tensor& matrix) {
   const at::Tensor result = at::empty({k, n}, matrix.options());
   const auto* from = matrix.const_data_ptr<float>();
   auto* to = result.data_ptr<float>();
-  at::parallel_for(0, (k + side - 1) / side, 4, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, at::divup(k, side), 4, [&](int64_t begin, int64_t end) {
     float square[side][side];
     for (int64_t column = begin * side; column < std::min(end * side, k); column += side) {
       const int64_t columns = std::min(side, k - column);
@@ -68,7 +68,7 @@ ColumnSums column_sums(const at::Tensor& rows, const at::Tensor& weights) {
   const auto* w = weights.defined() ? weights.const_data_ptr<float>() : nullptr;
   auto* values = sums.values.data_ptr<double>();
   auto* squares = sums.squares.data_ptr<double>();
-  at::parallel_for(0, (k + width - 1) / width, 4, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, at::divup(k, width), 4, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin * width; first < std::min(end * width, k); first += width) {
       const int64_t count = std::min(width, k - first);
       for (int64_t row = 0; row < n; row += chunk) {

@@ -227,7 +227,7 @@ void CalibrationPass::plan() {
 template <typename Step>
 void CalibrationPass::for_each_input(const Step& step) const {
   const auto count = static_cast<int64_t>(quantized_.live.size());
-  const int64_t threads = at::get_num_threads(), rounds = (count + threads - 1) / threads;
+  const int64_t threads = at::get_num_threads(), rounds = at::divup(count, threads);
   const auto in_range = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       step(i);
