@@ -93,7 +93,7 @@ struct LinearW4Problem : LinearW4Operands {
   int8_t* x_digits;      // [m][digit_stride]; a token is [digit atoms][digits][8], for AMX [group][digits][atoms][8]
   int64_t digit_stride;  // bytes, at least 64 more than a token holds
   float* x_scales;       // [m, n_groups]: s_x
-  int32_t* x_sums;       // [m, n_groups, digits]: sum of each digit over the group
+  int32_t* x_offsets;    // [m, n_groups, digits]: sum of each digit over the group, times -middle_code, or -1 if zeros
 };
 
 /// The two steps of one instruction set. Rows are tokens; a block is 16 columns of y.

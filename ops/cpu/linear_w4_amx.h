@@ -80,10 +80,8 @@ class AmxBlocks {
       const uint8_t* from = p_.packed + (block_ + c) * block_stride + group.first_atom * atom_bytes(B);
       uint8_t* to = weights_[c];
       for (int64_t i = 0; i < group.atoms; ++i, to += 2 * kLineBytes) {
-        __m512i first, second;
-        Isa::template load_codes<B>(from + i * atom_bytes(B), first, second);
-        _mm512_store_si512(to, first);
-        _mm512_store_si512(to + kLineBytes, second);
+        for (int half = 0; half < 2; ++half)
+          _mm512_store_si512(to + half * kLineBytes, Isa::template load_codes<B>(from + i * atom_bytes(B), half));
       }
       const int64_t end = ceil_div(group.atoms, kStepAtoms) * kTileBytes;
       __builtin_memset(to, 0, weights_[c] + end - to);
@@ -142,13 +140,12 @@ class AmxBlocks {
     for (int c = 0; c < C; ++c) {
       const int64_t parameters = group.weight_group * p_.n + (block_ + c) * kAtomRows;
       const auto scale = Isa::load_f16(p_.scales + parameters, lanes(c));
-      const auto zero = p_.zeros ? Isa::load_u8(p_.zeros + parameters, lanes(c)) : Isa::broadcast_int(middle_code(B));
+      const auto zero = p_.zeros ? Isa::load_u8(p_.zeros + parameters, lanes(c)) : Isa::broadcast_int(1);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (first + r) * p_.n_groups + g;
         typename Isa::Int j[D];
         for (int d = 0; d < D; ++d) {
-          const int32_t sum = -p_.x_sums[at * D + d];
-          const auto offset = p_.zeros ? Isa::scale_int(zero, sum) : Isa::broadcast_int(middle_code(B) * sum);
+          const auto offset = Isa::scale_int(zero, p_.x_offsets[at * D + d]);
           j[d] = _mm512_add_epi32(offset, _mm512_load_si512(products_[c][d] + r * kAtomRows));
         }
         float* partial = partial_[tile][r][c];

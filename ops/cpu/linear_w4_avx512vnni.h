@@ -71,38 +71,42 @@ struct Avx512vnni {
     return _mm512_set1_epi32(value);
   }
 
-  // An atom's codes as bytes: columns 0..3 of each row, and 4..7.
+  // Half of an atom's codes as bytes: columns 0..3 of each row, or 4..7.
   template <int B>
-  [[gnu::always_inline]] static void load_codes(const uint8_t* atom, __m512i& first, __m512i& second) {
-    const __m512i codes = _mm512_loadu_si512(atom);
+  [[gnu::always_inline]] static __m512i load_codes(const uint8_t* atom, int half) {
     if constexpr (B == 8) {
-      first = codes;
-      second = _mm512_loadu_si512(atom + 64);
+      return _mm512_loadu_si512(atom + 64 * half);
     } else {
-      const __m512i nibble = _mm512_set1_epi32(0x0f0f0f0f);
-      first = _mm512_and_si512(codes, nibble);
-      second = _mm512_and_si512(_mm512_srli_epi32(codes, 4), nibble);
+      const __m512i codes = _mm512_loadu_si512(atom);
+      return _mm512_and_si512(half == 0 ? codes : _mm512_srli_epi32(codes, 4), _mm512_set1_epi32(0x0f0f0f0f));
     }
   }
 
+  // The intrinsic, but for the register of sum: g++ 12 copies sums between registers and spills them.
+  [[gnu::always_inline]] static void add_products(__m512i& sum, __m512i codes, __m512i digits) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(digits));
+  }
+
+  // One half of the atoms after the other, so that half as many registers hold codes.
   template <int B, int R, int C, int D>
   [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t block_stride,
                                          const int8_t* digits, int64_t digit_stride, int64_t atoms) {
     for (int64_t i = 0; i < atoms; ++i) {
-      __m512i low[C], high[C];
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        __m512i codes[C];
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) load_codes<B>(weights + c * block_stride + i * atom_bytes(B), low[c], high[c]);
+        for (int c = 0; c < C; ++c) codes[c] = load_codes<B>(weights + c * block_stride + i * atom_bytes(B), half);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
-        for (int d = 0; d < D; ++d) {
-          const int8_t* digit = digits + r * digit_stride + Digits::template at<D>(i, d, atoms);
-          const __m512i first = broadcast_digits(digit), second = broadcast_digits(digit + 4);
+          for (int d = 0; d < D; ++d) {
+            const int8_t* digit = digits + r * digit_stride + Digits::template at<D>(i, d, atoms);
+            const __m512i four = broadcast_digits(digit + 4 * half);
 #pragma GCC unroll 4
-          for (int c = 0; c < C; ++c) j[r][c][d] = _mm512_dpbusd_epi32(j[r][c][d], low[c], first);
-#pragma GCC unroll 4
-          for (int c = 0; c < C; ++c) j[r][c][d] = _mm512_dpbusd_epi32(j[r][c][d], high[c], second);
-        }
+            for (int c = 0; c < C; ++c) add_products(j[r][c][d], codes[c], four);
+          }
+      }
     }
   }
 

@@ -81,10 +81,10 @@ void run(const LinearW4Kernel& kernel, LinearW4Problem p, const std::vector<Line
   const int64_t digit_rows = rows <= kUntiledRows ? rows : (rows + kDigitRows - 1) / kDigitRows * kDigitRows;
   const at::Tensor digits = at::empty({digit_rows * p.digit_stride}, at::kChar);
   const at::Tensor x_scales = at::empty({rows * p.n_groups}, at::kFloat);
-  const at::Tensor x_sums = at::empty({rows * p.n_groups * p.digits}, at::kInt);
+  const at::Tensor x_offsets = at::empty({rows * p.n_groups * p.digits}, at::kInt);
   p.x_digits = digits.mutable_data_ptr<int8_t>();
   p.x_scales = x_scales.mutable_data_ptr<float>();
-  p.x_sums = x_sums.mutable_data_ptr<int32_t>();
+  p.x_offsets = x_offsets.mutable_data_ptr<int32_t>();
   for (int64_t row = 0; row < total; row += kRowBlock) {
     p.m = std::min(kRowBlock, total - row);
     run_row_block(kernel, p);

@@ -70,6 +70,8 @@ void split_group(const LinearW4Problem& p, int64_t row, const LinearW4Group& gro
   const float lift = magnitude < 0x1p-64f ? 0x1p80f : 1.0f;
   *scale = magnitude / 127.0f;
   Isa::template split<D>(source, group.atoms, lift, digit_range(D) / (magnitude * lift), digits, sums);
+  const int32_t factor = p.zeros ? -1 : -middle_code(p.bits);
+  for (int d = 0; d < D; ++d) sums[d] *= factor;
 }
 
 template <class Isa, int D>
@@ -80,7 +82,7 @@ void split_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {
       const LinearW4Group& group = p.groups[g];
       const int64_t at = row * p.n_groups + g;
       split_group<Isa, D>(p, row, group, digits + group.digit_atom * D * kAtomColumns, p.x_scales + at,
-                          p.x_sums + at * D);
+                          p.x_offsets + at * D);
     }
   }
 }
@@ -128,32 +130,36 @@ void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
     const int64_t at = row * p.n_groups + g;
     const int64_t parameters = group.weight_group * p.n + column;
     Int j[R][C][D];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int c = 0; c < C; ++c) {
-      const Int zero =
-          p.zeros ? Isa::load_u8(p.zeros + parameters + c * kAtomRows, lanes(c)) : Isa::broadcast_int(middle_code(B));
-#pragma GCC unroll 4
+      Int zero;
+      if (p.zeros) zero = Isa::load_u8(p.zeros + parameters + c * kAtomRows, lanes(c));
+#pragma GCC unroll 6
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
         for (int d = 0; d < D; ++d) {
-          const int32_t sum = -p.x_sums[(at + r * p.n_groups) * D + d];
-          j[r][c][d] = p.zeros ? Isa::scale_int(zero, sum) : Isa::broadcast_int(middle_code(B) * sum);
+          const int32_t offset = p.x_offsets[(at + r * p.n_groups) * D + d];
+          j[r][c][d] = p.zeros ? Isa::scale_int(zero, offset) : Isa::broadcast_int(offset);
         }
     }
+    asm("" : "+m"(y), "+m"(partial));  // leaves all registers to j
     Isa::template dot<B>(j, weights + group.first_atom * atom_bytes(B), block_stride,
                          digits + group.digit_atom * D * kAtomColumns, p.digit_stride, group.atoms);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int c = 0; c < C; ++c) {
       const Float scale = Isa::load_f16(p.scales + parameters + c * kAtomRows, lanes(c));
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
         const Float x_scale = Isa::broadcast(p.x_scales[at + r * p.n_groups]);
         partial[r][c] = Isa::fma(Isa::mul(combine_digits<Isa, D>(j[r][c]), scale), x_scale, partial[r][c]);
-        if (group.ends_span) {
+      }
+    }
+    if (group.ends_span) {
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) {
           y[r][c] = Isa::add(y[r][c], partial[r][c]);
           partial[r][c] = Isa::broadcast(0.0f);
         }
-      }
     }
   }
   for (int r = 0; r < R; ++r)
@@ -184,8 +190,9 @@ void multiply_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end,
   constexpr int64_t kPanel = 4;  // blocks whose weights stay in cache while the rows pass over them
   for (int64_t block = block_begin; block < block_end; block += kPanel) {
     const int64_t panel_end = block + kPanel < block_end ? block + kPanel : block_end;
-    for (int64_t row = row_begin; row < row_end; row += Isa::rows(D)) {
-      const int64_t rows = row_end - row < Isa::rows(D) ? row_end - row : Isa::rows(D);
+    for (int64_t row = row_begin, rows; row < row_end; row += rows) {
+      const int64_t left = row_end - row;
+      rows = ceil_div(left, ceil_div(left, Isa::rows(D)));  // 3 and 2 rather than 4 and 1
       multiply_row_tile<Isa, B, D, Isa::rows(D)>(p, row, rows, block, panel_end);
     }
   }
