@@ -92,6 +92,8 @@ struct Avx512vnni {
   [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t block_stride,
                                          const int8_t* digits, int64_t digit_stride, int64_t atoms) {
     for (int64_t i = 0; i < atoms; ++i) {
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) prefetch_codes<B>(weights + c * block_stride + i * atom_bytes(B));
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         __m512i codes[C];

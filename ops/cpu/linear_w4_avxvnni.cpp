@@ -13,6 +13,7 @@ struct AvxVnni : Avx2 {
                                          int64_t digit_stride, int64_t atoms) {
     static_assert(C == 1);
     for (int64_t i = 0; i < atoms; ++i) {
+      prefetch_codes<B>(weights + i * atom_bytes(B));
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const uint8_t* atom = weights + i * atom_bytes(B);

@@ -87,6 +87,14 @@ void split_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {
   }
 }
 
+// Blocks are too far apart for the processor to see where the next page is read: from memory, one to four rows are 1.1
+// to 1.6 times as fast with this, in cache one row is a tenth slower.
+template <int B>
+inline void prefetch_codes(const uint8_t* atom) {
+  constexpr int64_t kAhead = 2048, kLine = 64;  // bytes
+  for (int64_t line = 0; line < atom_bytes(B); line += kLine) __builtin_prefetch(atom + kAhead + line);
+}
+
 template <class Isa, int D>
 inline typename Isa::Float combine_digits(const typename Isa::Int (&j)[D]) {
   if constexpr (D == 1) {
