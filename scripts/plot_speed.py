@@ -9,6 +9,7 @@ Writes speed_levels.png (speedup over torch float32 by rows, one line for each i
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 
 PEER_DTYPES = {"float32 input": ("linear_w4 exact", "f32"), "bfloat16 input": ("linear_w4 exact bf16", "bf16")}
 DRAWN_DENSE = "torch f32"
+MOST_COLUMNS = 4
 OWN_COLOURS = {"linear_w4 exact": "#1f6feb", "linear_w4 int8": "#8250df", "linear_w4 exact bf16": "#1f6feb"}
 
 
@@ -48,8 +50,14 @@ def packed_megabytes(result):
 
 
 def panels(shapes, title_of):
-    figure, grid = plt.subplots(1, len(shapes), figsize=(3.2 * len(shapes), 3.2), sharey=True, layout="constrained")
-    axes = [grid] if len(shapes) == 1 else list(grid)
+    columns = min(len(shapes), MOST_COLUMNS)
+    rows = math.ceil(len(shapes) / columns)
+    size = (3.2 * columns, 3.2 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    axes = list(grid.flat)
+    for unused in axes[len(shapes) :]:
+        unused.set_visible(False)
+    axes = axes[: len(shapes)]
     for each, shape in zip(axes, shapes, strict=True):
         each.set_title(title_of(shape), fontsize=9)
         each.set_xscale("log", base=2)
