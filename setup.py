@@ -84,7 +84,7 @@ class AbiFreeWheel(bdist_wheel):
 
 setup(
     version=VERSION,
-    install_requires=[f"torch=={TORCH_VERSION}.*", "tqdm"],
+    install_requires=[f"torch=={TORCH_VERSION}.*", "psutil", "tqdm"],
     ext_modules=[Extension("gptq.libgptq", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AbiFreeWheel},
     # setuptools' own build folder would otherwise be build/, CMake's.

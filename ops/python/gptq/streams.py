@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .calibration import Call, tensors_in
 from .quantized_linear import QuantizedConv2d, QuantizedLinear
+from .replay import Replay, Room, free_bytes
 from .targets import Target
 from .trace import Stack, Stop, Trace, Unit, argument, pre_hooks
 
@@ -28,6 +29,11 @@ class Replacements:
         self._done += added
         for parent, name, _, new in added:
             parent._modules[name] = new
+
+    @property
+    def replaced(self) -> set[nn.Module]:
+        """The modules that were there before."""
+        return {old for _, _, old, _ in self._done}
 
     def take_back(self) -> None:
         """Put all of the modules back that were there before."""
@@ -53,17 +59,28 @@ class Replacements:
 class Streams:
     """Runs the model, or one block of it, on the calibration calls, as it was and as it is now.
 
-    Memory: while a stack is passed, the inputs of one block for all calls, twice.
+    Memory: while a stack is passed, the inputs of one block for all calls, twice, and what is kept of its modules'
+    outputs, at most activation_memory bytes; None: half of what is free when a block begins.
     """
 
-    def __init__(self, model: nn.Module, calls: list[Call], traced: Trace, replacements: Replacements) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        calls: list[Call],
+        traced: Trace,
+        replacements: Replacements,
+        activation_memory: int | None,
+    ) -> None:
         self._model = model
         self._calls = calls
         self._trace = traced
         self._replacements = replacements
+        self._activation_memory = activation_memory
+        self._observed = {module for stage in traced.stages for target in stage for module in target.modules}
         self._at: Unit | None = None
         self._hidden: dict[bool, list[Tensor]] = {}
         self._block_calls: dict[bool, list[list[Call]]] = {}
+        self._replays: dict[bool, list[Replay]] = {}
 
     def go_to(self, unit: Unit | None) -> None:
         """Bring both streams to the input of a block; None: the whole model."""
@@ -76,7 +93,8 @@ class Streams:
             for quantized in (False, True):
                 for call in range(len(self._calls)):
                     self._hidden[quantized][call] = self._pass_block(call, quantized)
-            self._at = (number, self._at[1] + 1)
+                    self._replays[quantized][call].clear()
+            self._begin_block(number, self._at[1] + 1)
 
     def inputs(self, target: Target, call: int, quantized: bool) -> list[Tensor]:
         """Return what a target is called with in one calibration call.
@@ -117,16 +135,28 @@ class Streams:
     def _run_block(self, call: int, quantized: bool) -> Any:
         stack, index = self._stack(), self._at[1]
         prepared = self._block_calls[quantized][call][index].replaced(stack.place, self._hidden[quantized][call])
-        return prepared.run(stack.block(index))
+        block = stack.block(index)
+        # In the float model too, so that no module is passed over inside of which a layer is to be observed.
+        pending = self._observed - self._replacements.replaced
+        with self._replays[quantized][call].running(block, pending):
+            return prepared.run(block)
 
     def _pass_block(self, call: int, quantized: bool) -> Tensor:
         with self._model_of(quantized):
             return tensors_in(self._run_block(call, quantized))[0]
 
+    def _begin_block(self, number: int, index: int) -> None:
+        self._at = (number, index)
+        room = self._activation_memory
+        if room is None:
+            room = free_bytes(self._stack().hidden[0].device) // 2
+        shared = Room(room)
+        self._replays = {quantized: [Replay(shared) for _ in self._calls] for quantized in (False, True)}
+
     def _enter(self, number: int) -> None:
         if self._at is not None:
             self._trace.stacks[self._at[0]].hidden.clear()
-        self._at = (number, 0)
+        self._begin_block(number, 0)
         stack = self._stack()
         self._hidden[False] = stack.hidden
         self._block_calls[False] = stack.calls
