@@ -106,6 +106,36 @@ def chain(block, length=3):
     return seeded(lambda: nn.Sequential(*(block() for _ in range(length))))
 
 
+class Stacks(nn.Module):
+    """Two chains of blocks, a layer between them and one behind; reads says what of the first chain is read later."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+        self.first = nn.ModuleList(Plain() for _ in range(3))
+        self.between = nn.Linear(WIDTH, WIDTH)
+        self.second = nn.ModuleList(Plain() for _ in range(2))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x):
+        given = []
+        for block in self.first:
+            x = block(x)
+            given.append(x)
+        x = self.between(given[0] if self.reads == "input of a layer" else x)
+        if self.reads == "sum":
+            x = x + given[1]
+        for block in self.second:
+            x = block(x)
+        if self.reads == "in place":
+            x += 1
+        return self.head(x + given[2] if self.reads == "last" else x)
+
+
+def stacks(reads):
+    return seeded(lambda: Stacks(reads))
+
+
 def quantized(model, calls, **options):
     gptq.quantize(model, calls, **QUIET, **options)
     return model
@@ -147,6 +177,19 @@ def test_without_memory_parts_are_computed_for_each_layer_behind_them():
     quantized(model, CALLS, activation_memory=0)
     # The same, but for the second layer, the third, and the next block, which the last one has not.
     assert [block.act.computed for block in model] == [7 * len(CALLS)] * 2 + [5 * len(CALLS)]
+
+
+@pytest.mark.parametrize("reads", ["nothing", "last", "sum", "input of a layer", "in place"])
+def test_finished_chains_come_out_as_if_run_again(reads):
+    assert_same(quantized(stacks(reads), CALLS), quantized(stacks(reads), CALLS, blockwise=False))
+
+
+@pytest.mark.parametrize("reads, again", [("nothing", 0), ("last", 0), ("sum", 3)])
+def test_finished_chains_are_run_again_only_where_their_blocks_are_read(reads, again):
+    model = stacks(reads)
+    quantized(model, CALLS)
+    # Again: for what the second chain is called with in the quantized model, and for the head in both.
+    assert [block.act.computed for block in model.first] == [(3 + again) * len(CALLS)] * 3
 
 
 def test_modules_are_left_as_they_were():

@@ -81,6 +81,13 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a tensor that notes changes in place, None, or a tuple of such."""
+    if isinstance(value, Tensor):
+        return not value.is_inference()
+    return value is None or (type(value) is tuple and all(is_plain(item) for item in value))
+
+
 def _call_of(item: Any, tokenizer: Callable[..., Any] | None) -> Call:
     if isinstance(item, str):
         if tokenizer is None:

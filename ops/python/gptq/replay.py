@@ -1,17 +1,17 @@
 """Runs a block again, up to a later layer, without computing again what does not change."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .calibration import tensors_in
+from .calibration import is_plain, tensors_in
+from .trace import forward_of
 
 Key = tuple[tuple[str, int], ...]
 """A call: from the outermost module inside the block on, names and how many calls of that name went before it there"""
@@ -21,7 +21,11 @@ def free_bytes(device: torch.device) -> int:
     """Return how much memory is free, 0 if that is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available if device.type == "cpu" else 0
+    if device.type != "cpu":
+        return 0
+    import psutil
+
+    return psutil.virtual_memory().available
 
 
 @dataclass
@@ -39,14 +43,6 @@ class _Kept:
     bytes: int
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return not value.is_inference()
-    if type(value) is tuple:
-        return all(_is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
-
-
 def _versions(tensors: list[Tensor]) -> list[int]:
     """Return how often each tensor was changed in place."""
     return [tensor._version for tensor in tensors]
@@ -56,8 +52,8 @@ class Replay:
     """What the modules of one block gave in one calibration call, and what its attention gave, where there is room.
 
     An output is only kept if no pending module was called before, since all that comes behind one will change, and if
-    the call changed none of its arguments, which its caller may rely on. Outputs inside a module are given up for that of
-    the module itself.
+    the call changed none of its arguments, which its caller may rely on. Outputs inside a module are given up for that
+    of the module itself.
     """
 
     def __init__(self, room: Room) -> None:
@@ -73,21 +69,13 @@ class Replay:
             pending: modules that will be replaced by others, or have to be called.
         """
         run = _Run(self)
-        before: list[tuple[nn.Module, Any]] = []
-        try:
+        with ExitStack() as contexts:
             for name, module in block.named_modules():
                 if module is not block and not isinstance(module, torch.jit.ScriptModule):
                     forward = run.once(name, module.forward, module in pending)
-                    before.append((module, module.__dict__.get("forward")))
-                    module.__dict__["forward"] = forward
-            with run:
-                yield
-        finally:
-            for module, forward in before:
-                if forward is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.__dict__["forward"] = forward
+                    contexts.enter_context(forward_of(module, forward))
+            contexts.enter_context(run)
+            yield
 
     def get(self, key: Key) -> _Kept | None:
         """Return what a call gave, if it is kept and still as it was."""
@@ -99,7 +87,7 @@ class Replay:
 
     def keep(self, key: Key, output: Any) -> None:
         """Keep what a call gave, if there is room."""
-        if not _is_plain(output):
+        if not is_plain(output):
             return
         tensors = tensors_in(output)
         size = sum(tensor.untyped_storage().nbytes() for tensor in tensors)

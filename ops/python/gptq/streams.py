@@ -1,13 +1,14 @@
 """The two streams of activations: the float model's, and those of the model whose earlier layers are quantized."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .calibration import Call, tensors_in
+from .finished_stack import FinishedStack, Touched, check_read
 from .quantized_linear import QuantizedConv2d, QuantizedLinear
 from .replay import Replay, Room, free_bytes
 from .targets import Target
@@ -60,7 +61,8 @@ class Streams:
     """Runs the model, or one block of it, on the calibration calls, as it was and as it is now.
 
     Memory: while a stack is passed, the inputs of one block for all calls, twice, and what is kept of its modules'
-    outputs, at most activation_memory bytes; None: half of what is free when a block begins.
+    outputs, at most activation_memory bytes; None: half of what is free when a block begins. Behind a stack the output
+    of its last block for all calls, twice.
     """
 
     def __init__(
@@ -81,20 +83,18 @@ class Streams:
         self._hidden: dict[bool, list[Tensor]] = {}
         self._block_calls: dict[bool, list[list[Call]]] = {}
         self._replays: dict[bool, list[Replay]] = {}
+        self._finished: list[FinishedStack] = []
 
     def go_to(self, unit: Unit | None) -> None:
         """Bring both streams to the input of a block; None: the whole model."""
-        if unit is None or unit == self._at:
+        if self._at is not None and (unit is None or unit[0] != self._at[0]):
+            self._finish_stack()
+        if unit is None:
             return
-        number, index = unit
-        if self._at is None or self._at[0] != number:
-            self._enter(number)
-        while self._at[1] < index:
-            for quantized in (False, True):
-                for call in range(len(self._calls)):
-                    self._hidden[quantized][call] = self._pass_block(call, quantized)
-                    self._replays[quantized][call].clear()
-            self._begin_block(number, self._at[1] + 1)
+        if self._at is None:
+            self._enter(unit[0])
+        while self._at[1] < unit[1]:
+            self._pass_block()
 
     def inputs(self, target: Target, call: int, quantized: bool) -> list[Tensor]:
         """Return what a target is called with in one calibration call.
@@ -109,6 +109,7 @@ class Streams:
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = argument(args, kwargs)
+            check_read(x)
             found.append(x.clone() if expected > 1 else x)
             if len(found) == expected:
                 raise Stop
@@ -116,7 +117,7 @@ class Streams:
         unit = self._trace.units.get(target)
         with pre_hooks(target.modules, note), self._model_of(quantized), suppress(Stop):
             if unit is None:
-                self._calls[call].run(self._model)
+                self._run_model(call, quantized, found)
             else:
                 self._run_block(call, quantized)
         return found
@@ -141,9 +142,38 @@ class Streams:
         with self._replays[quantized][call].running(block, pending):
             return prepared.run(block)
 
-    def _pass_block(self, call: int, quantized: bool) -> Tensor:
-        with self._model_of(quantized):
-            return tensors_in(self._run_block(call, quantized))[0]
+    def _run_model(self, call: int, quantized: bool, found: list[Any]) -> None:
+        """Run the model, but for stacks that are finished; where it needs more of them, empty found and run it all."""
+        try:
+            with ExitStack() as contexts:
+                for stack in self._finished:
+                    contexts.enter_context(stack.passed_over(call, quantized))
+                self._calls[call].run(self._model)
+                return
+        except Touched:
+            self._finished.clear()
+            found.clear()
+        self._calls[call].run(self._model)
+
+    def _pass_block(self) -> None:
+        """Bring both streams behind a block."""
+        for quantized in (False, True):
+            for call in range(len(self._calls)):
+                with self._model_of(quantized):
+                    output = self._run_block(call, quantized)
+                self._hidden[quantized][call] = tensors_in(output)[0]
+                self._passed.note(self._at[1], output, quantized)
+                self._replays[quantized][call].clear()
+        self._begin_block(self._at[0], self._at[1] + 1)
+
+    def _finish_stack(self) -> None:
+        stack = self._stack()
+        while self._at[1] < len(stack.keys):
+            self._pass_block()
+        stack.hidden.clear()
+        self._finished.append(self._passed)
+        self._hidden.clear()
+        self._at = None
 
     def _begin_block(self, number: int, index: int) -> None:
         self._at = (number, index)
@@ -154,25 +184,25 @@ class Streams:
         self._replays = {quantized: [Replay(shared) for _ in self._calls] for quantized in (False, True)}
 
     def _enter(self, number: int) -> None:
-        if self._at is not None:
-            self._trace.stacks[self._at[0]].hidden.clear()
         self._begin_block(number, 0)
         stack = self._stack()
+        self._passed = FinishedStack(stack)
         self._hidden[False] = stack.hidden
         self._block_calls[False] = stack.calls
         if len(self._replacements) == 0:
             self._hidden[True] = list(stack.hidden)
             self._block_calls[True] = stack.calls
             return
-        recorded = [self._record(stack, call) for call in self._calls]
+        recorded = [self._record(stack, call) for call in range(len(self._calls))]
         self._block_calls[True] = recorded
         self._hidden[True] = [calls[0].get(stack.place) for calls in recorded]
 
-    def _record(self, stack: Stack, call: Call) -> list[Call]:
+    def _record(self, stack: Stack, call: int) -> list[Call]:
         """Return how the model as it is now calls the blocks of a stack."""
         recorded: list[Call] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            check_read(args, kwargs)
             made = Call(args, dict(kwargs))
             if not recorded:
                 made = made.replaced(stack.place, made.get(stack.place).clone())
@@ -181,7 +211,7 @@ class Streams:
                 raise Stop
 
         with pre_hooks(stack.blocks, note), suppress(Stop):
-            call.run(self._model)
+            self._run_model(call, True, recorded)
         return recorded
 
 
