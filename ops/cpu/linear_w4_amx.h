@@ -80,6 +80,7 @@ class AmxBlocks {
       const uint8_t* from = p_.packed + (block_ + c) * block_stride + group.first_atom * atom_bytes(B);
       uint8_t* to = weights_[c];
       for (int64_t i = 0; i < group.atoms; ++i, to += 2 * kLineBytes) {
+        prefetch_codes<B>(from + i * atom_bytes(B));
         for (int half = 0; half < 2; ++half)
           _mm512_store_si512(to + half * kLineBytes, Isa::template load_codes<B>(from + i * atom_bytes(B), half));
       }

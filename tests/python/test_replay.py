@@ -106,6 +106,11 @@ def chain(block, length=3):
     return seeded(lambda: nn.Sequential(*(block() for _ in range(length))))
 
 
+@torch.jit.script
+def scripted(x):
+    return 2 * x
+
+
 class Stacks(nn.Module):
     """Two chains of blocks, a layer between them and one behind; reads says what of the first chain is read later."""
 
@@ -125,6 +130,8 @@ class Stacks(nn.Module):
         x = self.between(given[0] if self.reads == "input of a layer" else x)
         if self.reads == "sum":
             x = x + given[1]
+        if self.reads == "script":
+            x = x + scripted(given[1])
         for block in self.second:
             x = block(x)
         if self.reads == "in place":
@@ -179,7 +186,7 @@ def test_without_memory_parts_are_computed_for_each_layer_behind_them():
     assert [block.act.computed for block in model] == [7 * len(CALLS)] * 2 + [5 * len(CALLS)]
 
 
-@pytest.mark.parametrize("reads", ["nothing", "last", "sum", "input of a layer", "in place"])
+@pytest.mark.parametrize("reads", ["nothing", "last", "sum", "script", "input of a layer", "in place"])
 def test_finished_chains_come_out_as_if_run_again(reads):
     assert_same(quantized(stacks(reads), CALLS), quantized(stacks(reads), CALLS, blockwise=False))
 

@@ -16,7 +16,7 @@ class Touched(Exception):
 
 
 class _Unread(Tensor):
-    """Stands for a tensor that nothing looks at."""
+    """Stands for a tensor that nothing looks at; on the meta device, so that compiled code does not go on with it."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
@@ -24,8 +24,8 @@ class _Unread(Tensor):
 
 
 def check_read(*values: Any) -> None:
-    """Raise Touched if the output of a block that was passed over is among the values."""
-    if any(isinstance(tensor, _Unread) for tensor in tensors_in(values)):
+    """Raise Touched if the output of a block that was passed over, or what was made of it, is among the values."""
+    if any(isinstance(tensor, _Unread) or tensor.is_meta for tensor in tensors_in(values)):
         raise Touched
 
 
@@ -47,7 +47,7 @@ class FinishedStack:
         if index == len(self._stack.keys) - 1:
             self._last[quantized].append(output)
         elif index == len(self._kinds):
-            unread = torch.empty(0).as_subclass(_Unread)
+            unread = torch.empty(0, device="meta").as_subclass(_Unread)
             self._kinds.append(map_tensors(output, lambda tensor: unread))
 
     @contextmanager

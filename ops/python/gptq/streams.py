@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .calibration import Call, tensors_in
-from .finished_stack import FinishedStack, Touched, check_read
+from .finished_stack import FinishedStack, check_read
 from .quantized_linear import QuantizedConv2d, QuantizedLinear
 from .replay import Replay, Room, free_bytes
 from .targets import Target
@@ -144,15 +144,18 @@ class Streams:
 
     def _run_model(self, call: int, quantized: bool, found: list[Any]) -> None:
         """Run the model, but for stacks that are finished; where it needs more of them, empty found and run it all."""
-        try:
-            with ExitStack() as contexts:
-                for stack in self._finished:
-                    contexts.enter_context(stack.passed_over(call, quantized))
-                self._calls[call].run(self._model)
-                return
-        except Touched:
-            self._finished.clear()
-            found.clear()
+        if len(self._finished) > 0:
+            try:
+                with ExitStack() as contexts:
+                    for stack in self._finished:
+                        contexts.enter_context(stack.passed_over(call, quantized))
+                    self._calls[call].run(self._model)
+                    return
+            except Stop:
+                raise
+            except Exception:  # Touched, or what code that torch does not see into makes of its arguments
+                self._finished.clear()
+                found.clear()
         self._calls[call].run(self._model)
 
     def _pass_block(self) -> None:
