@@ -18,7 +18,7 @@ struct Avx2 {
     __m256 half[2];
   };
 
-  static constexpr int rows(int digits) { return digits == 3 ? 2 : 4; }
+  static constexpr int rows(int digits) { return 6 / digits; }  // 12 of the 16 registers
   static constexpr int blocks(int, int) { return 1; }
 
   static uint32_t max_magnitude(const float* x, int64_t vectors) {
@@ -74,40 +74,44 @@ struct Avx2 {
     return _mm256_set1_epi32(value);
   }
 
-  // One nibble of each code of half an atom: columns 0..3 of each row, and 4..7.
+  // One nibble of each code of eight columns: of columns 0..3 of each row, or 4..7.
   template <int B>
-  [[gnu::always_inline]] static void load_nibbles(const uint8_t* atom, int nibble, __m256i& first, __m256i& second) {
-    const __m256i mask = _mm256_set1_epi8(0x0f);
-    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom));
-    if constexpr (B == 8) {
-      const __m256i others = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom + 64));
-      first = _mm256_and_si256(_mm256_srli_epi32(codes, 4 * nibble), mask);
-      second = _mm256_and_si256(_mm256_srli_epi32(others, 4 * nibble), mask);
-    } else {
-      first = _mm256_and_si256(codes, mask);
-      second = _mm256_and_si256(_mm256_srli_epi32(codes, 4), mask);
-    }
+  [[gnu::always_inline]] static __m256i load_nibble(const uint8_t* atom, int nibble, int half) {
+    const int64_t offset = B == 8 ? 64 * half : 0;
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom + offset));
+    const bool upper = B == 8 ? nibble == 1 : half == 1;
+    return _mm256_and_si256(upper ? _mm256_srli_epi32(codes, 4) : codes, _mm256_set1_epi8(0x0f));
+  }
+
+  // g++ would add products to each other first, which takes more registers than there are.
+  [[gnu::always_inline]] static void add_products(__m256i& sum, __m256i codes, __m256i digits) {
+    const __m256i products = _mm256_maddubs_epi16(codes, digits);
+    asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(products));
   }
 
   // Eight sums of pairs, each at most 2·15·128, stay within 16 bits.
   template <int B, int R, int D>
-  [[gnu::always_inline]] static void dot_half(__m256i (&sums)[R][D], const uint8_t* weights, int nibble,
-                                              const int8_t* digits, int64_t digit_stride, int64_t atoms) {
-#pragma GCC unroll 4
+  [[gnu::always_inline]] static void dot_nibbles(__m256i (&sums)[R][D][2], const uint8_t* weights, int nibble,
+                                                 const int8_t* digits, int64_t digit_stride, int64_t atoms) {
+#pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
-      for (int d = 0; d < D; ++d) sums[r][d] = _mm256_setzero_si256();
+      for (int d = 0; d < D; ++d) sums[r][d][0] = sums[r][d][1] = _mm256_setzero_si256();
     for (int64_t i = 0; i < atoms; ++i) {
-      __m256i low, high;
-      load_nibbles<B>(weights + i * atom_bytes(B), nibble, low, high);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r)
+      const uint8_t* atom = weights + i * atom_bytes(B);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const __m256i first = load_nibble<B>(atom, nibble, half), second = load_nibble<B>(atom + 32, nibble, half);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
-        for (int d = 0; d < D; ++d) {
-          const int8_t* digit = digits + r * digit_stride + (i * D + d) * kAtomColumns;
-          sums[r][d] = _mm256_add_epi16(sums[r][d], _mm256_maddubs_epi16(low, broadcast_digits(digit)));
-          sums[r][d] = _mm256_add_epi16(sums[r][d], _mm256_maddubs_epi16(high, broadcast_digits(digit + 4)));
-        }
+          for (int d = 0; d < D; ++d) {
+            const int8_t* digit = digits + r * digit_stride + (i * D + d) * kAtomColumns;
+            const __m256i four = broadcast_digits(digit + 4 * half);
+            add_products(sums[r][d][0], first, four);
+            add_products(sums[r][d][1], second, four);
+          }
+      }
     }
   }
 
@@ -117,18 +121,18 @@ struct Avx2 {
     static_assert(C == 1);
     for (int64_t i = 0; i < atoms; i += 4) {
       const int64_t count = atoms - i < 4 ? atoms - i : 4;
-#pragma GCC unroll 4
-      for (int part = 0; part < 2 * B / 4; ++part) {
-        const int h = part % 2, nibble = part / 2;
-        __m256i sums[R][D];
-        dot_half<B>(sums, weights + i * atom_bytes(B) + 32 * h, nibble, digits + i * D * kAtomColumns, digit_stride,
-                    count);
+#pragma GCC unroll 2
+      for (int nibble = 0; nibble < B / 4; ++nibble) {
+        __m256i sums[R][D][2];
+        dot_nibbles<B>(sums, weights + i * atom_bytes(B), nibble, digits + i * D * kAtomColumns, digit_stride, count);
         const __m256i weight = _mm256_set1_epi16(nibble == 0 ? 1 : 16);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
           for (int d = 0; d < D; ++d)
-            j[r][0][d].half[h] = _mm256_add_epi32(j[r][0][d].half[h], _mm256_madd_epi16(sums[r][d], weight));
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; ++h)
+              j[r][0][d].half[h] = _mm256_add_epi32(j[r][0][d].half[h], _mm256_madd_epi16(sums[r][d][h], weight));
       }
     }
   }

@@ -34,12 +34,8 @@ struct AvxVnni : Avx2 {
  private:
   template <int B>
   [[gnu::always_inline]] static __m256i load_codes(const uint8_t* atom, int half) {
-    if constexpr (B == 8) {
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom + 64 * half));
-    } else {
-      const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom));
-      return _mm256_and_si256(half == 0 ? codes : _mm256_srli_epi32(codes, 4), _mm256_set1_epi8(0x0f));
-    }
+    if constexpr (B == 8) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom + 64 * half));
+    return load_nibble<B>(atom, 0, half);
   }
 
   // The intrinsic, but for the register of sum: g++ 12 copies sums between registers and spills them.
