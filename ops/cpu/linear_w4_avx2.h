@@ -19,6 +19,7 @@ struct Avx2 {
   };
 
   static constexpr int rows(int digits) { return 6 / digits; }  // 12 of the 16 registers
+  static constexpr bool kPrefetches = false;                    // costs more in cache than it gains from memory
   static constexpr int blocks(int, int) { return 1; }
 
   static uint32_t max_magnitude(const float* x, int64_t vectors) {
@@ -74,9 +75,9 @@ struct Avx2 {
     return _mm256_set1_epi32(value);
   }
 
-  // One nibble of each code of eight columns: of columns 0..3 of each row, or 4..7.
+  // One nibble of each code of eight columns, as bytes: of columns 0..3 of each row, or 4..7.
   template <int B>
-  [[gnu::always_inline]] static __m256i load_nibble(const uint8_t* atom, int nibble, int half) {
+  [[gnu::always_inline]] static __m256i load_codes(const uint8_t* atom, int nibble, int half) {
     const int64_t offset = B == 8 ? 64 * half : 0;
     const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom + offset));
     const bool upper = B == 8 ? nibble == 1 : half == 1;
@@ -89,32 +90,31 @@ struct Avx2 {
     asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(products));
   }
 
-  // Eight sums of pairs, each at most 2·15·128, stay within 16 bits.
-  template <int B, int R, int D>
-  [[gnu::always_inline]] static void dot_nibbles(__m256i (&sums)[R][D][2], const uint8_t* weights, int nibble,
-                                                 const int8_t* digits, int64_t digit_stride, int64_t atoms) {
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 3
-      for (int d = 0; d < D; ++d) sums[r][d][0] = sums[r][d][1] = _mm256_setzero_si256();
+  // One half of the atoms after the other, so that half as many registers hold codes. Isa: load_codes and add_products.
+  template <class Isa, int B, int R, int D>
+  [[gnu::always_inline]] static void add_atoms(Int (&sums)[R][1][D], const uint8_t* weights, int nibble,
+                                               const int8_t* digits, int64_t digit_stride, int64_t atoms) {
     for (int64_t i = 0; i < atoms; ++i) {
       const uint8_t* atom = weights + i * atom_bytes(B);
+      if constexpr (Isa::kPrefetches) prefetch_codes<B>(atom);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        const __m256i first = load_nibble<B>(atom, nibble, half), second = load_nibble<B>(atom + 32, nibble, half);
+        const __m256i first = Isa::template load_codes<B>(atom, nibble, half);
+        const __m256i second = Isa::template load_codes<B>(atom + 32, nibble, half);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
           for (int d = 0; d < D; ++d) {
             const int8_t* digit = digits + r * digit_stride + (i * D + d) * kAtomColumns;
             const __m256i four = broadcast_digits(digit + 4 * half);
-            add_products(sums[r][d][0], first, four);
-            add_products(sums[r][d][1], second, four);
+            Isa::add_products(sums[r][0][d].half[0], first, four);
+            Isa::add_products(sums[r][0][d].half[1], second, four);
           }
       }
     }
   }
 
+  // Eight sums of pairs, each at most 2·15·128, stay within 16 bits.
   template <int B, int R, int C, int D>
   [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t, const int8_t* digits,
                                          int64_t digit_stride, int64_t atoms) {
@@ -123,8 +123,13 @@ struct Avx2 {
       const int64_t count = atoms - i < 4 ? atoms - i : 4;
 #pragma GCC unroll 2
       for (int nibble = 0; nibble < B / 4; ++nibble) {
-        __m256i sums[R][D][2];
-        dot_nibbles<B>(sums, weights + i * atom_bytes(B), nibble, digits + i * D * kAtomColumns, digit_stride, count);
+        Int sums[R][1][D];
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+          for (int d = 0; d < D; ++d) sums[r][0][d] = broadcast_int(0);
+        add_atoms<Avx2, B>(sums, weights + i * atom_bytes(B), nibble, digits + i * D * kAtomColumns, digit_stride,
+                           count);
         const __m256i weight = _mm256_set1_epi16(nibble == 0 ? 1 : 16);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
@@ -132,7 +137,8 @@ struct Avx2 {
           for (int d = 0; d < D; ++d)
 #pragma GCC unroll 2
             for (int h = 0; h < 2; ++h)
-              j[r][0][d].half[h] = _mm256_add_epi32(j[r][0][d].half[h], _mm256_madd_epi16(sums[r][d][h], weight));
+              j[r][0][d].half[h] =
+                  _mm256_add_epi32(j[r][0][d].half[h], _mm256_madd_epi16(sums[r][0][d].half[h], weight));
       }
     }
   }
