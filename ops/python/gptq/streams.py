@@ -83,6 +83,7 @@ class Streams:
         self._hidden: dict[bool, list[Tensor]] = {}
         self._block_calls: dict[bool, list[list[Call]]] = {}
         self._replays: dict[bool, list[Replay]] = {}
+        self._passed: FinishedStack | None = None
         self._finished: list[FinishedStack] = []
 
     def go_to(self, unit: Unit | None) -> None:
