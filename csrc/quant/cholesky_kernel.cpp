@@ -37,7 +37,7 @@ GPTQ_INLINE bool factorise(const CholeskyPanel<T>& panel) {
   return true;
 }
 
-template <typename T>
+template <int64_t kBytes, typename T>
 GPTQ_INLINE void solve(const CholeskyPanel<T>& panel) {
   const int64_t last = panel.first + panel.width;
   for (int64_t tile = panel.first; tile < last; tile += kTileColumns) {
@@ -46,30 +46,44 @@ GPTQ_INLINE void solve(const CholeskyPanel<T>& panel) {
     for (int64_t k = tile; k < end; ++k) {
       subtract_columns(panel, tile, k, k, 1);
       const T root = panel.lower[k * panel.n_columns + k];
-      for (int64_t v = 0; v < kStripVectors<T>; ++v) {
-        Lanes<T>& values = lanes(panel.strip + k * kStripRows<T>)[v];
+      for (int64_t v = 0; v < kStripVectors<kBytes, T>; ++v) {
+        Lanes<kBytes, T>& values = lanes<kBytes>(panel.strip + k * kStripRows<T>)[v];
         values = -(values / root);
       }
     }
   }
 }
 
+struct FactorCorner {
+  template <int64_t kBytes, typename T>
+  static GPTQ_INLINE bool run(const CholeskyPanel<T>* panel) {
+    return factorise(*panel);
+  }
+};
+
+struct SolvePanel {
+  template <int64_t kBytes, typename T>
+  static GPTQ_INLINE void run(const CholeskyPanel<T>* panel) {
+    solve<kBytes>(*panel);
+  }
+};
+
 }  // namespace
 
-GPTQ_CLONES bool factor_corner(const CholeskyPanel<float>& panel) {
-  return factorise(panel);
+bool factor_corner(const CholeskyPanel<float>& panel) {
+  return run_at_best_level<FactorCorner>(&panel);
 }
 
-GPTQ_CLONES bool factor_corner(const CholeskyPanel<double>& panel) {
-  return factorise(panel);
+bool factor_corner(const CholeskyPanel<double>& panel) {
+  return run_at_best_level<FactorCorner>(&panel);
 }
 
-GPTQ_CLONES void solve_panel(const CholeskyPanel<float>& panel) {
-  solve(panel);
+void solve_panel(const CholeskyPanel<float>& panel) {
+  run_at_best_level<SolvePanel>(&panel);
 }
 
-GPTQ_CLONES void solve_panel(const CholeskyPanel<double>& panel) {
-  solve(panel);
+void solve_panel(const CholeskyPanel<double>& panel) {
+  run_at_best_level<SolvePanel>(&panel);
 }
 
 }  // namespace gptq

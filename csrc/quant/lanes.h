@@ -1,50 +1,45 @@
 #pragma once
 
-// For kernels that keep one row in each vector lane. They are compiled without contraction of products and sums, see
-// CMakeLists.txt, so that results do not depend on the instruction set, and see no torch header, whose inline functions
-// could be kept in a form made for a wide instruction set.
+// For kernels that keep one row in each vector lane, in vectors of kBytes. They are compiled without contraction of
+// products and sums, see CMakeLists.txt, so that results do not depend on the instruction set, and see no torch header,
+// whose inline functions could be kept in a form made for a wide instruction set.
 
 #include "quant/lane.h"
+#include "quant/levels.h"
 #include "quant/pull_kernel.h"
-
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define GPTQ_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define GPTQ_CLONES
-#endif
 
 namespace gptq {
 
-template <typename T>
+template <int64_t kBytes, typename T>
 struct LanesOf {
-  typedef T type __attribute__((vector_size(64)));
+  typedef T type __attribute__((vector_size(kBytes)));
 };
-template <typename T>
-using Lanes = typename LanesOf<T>::type;
+template <int64_t kBytes, typename T>
+using Lanes = typename LanesOf<kBytes, T>::type;
 
 /// Vectors in a column of a strip.
-template <typename T>
-inline constexpr int64_t kStripVectors = kStripRows<T> * static_cast<int64_t>(sizeof(T)) / 64;
+template <int64_t kBytes, typename T>
+inline constexpr int64_t kStripVectors = kStripRows<T> * static_cast<int64_t>(sizeof(T)) / kBytes;
 
 /// Codes of the rows in Lanes.
-template <typename T>
+template <int64_t kBytes, typename T>
 struct CodeLanesOf {
-  typedef uint8_t type __attribute__((vector_size(64 / sizeof(T))));
+  typedef uint8_t type __attribute__((vector_size(kBytes / sizeof(T))));
 };
-template <typename T>
-using CodeLanes = typename CodeLanesOf<T>::type;
-template <typename T>
-GPTQ_INLINE CodeLanes<T>* code_lanes(uint8_t* column) {
-  return reinterpret_cast<CodeLanes<T>*>(column);
+template <int64_t kBytes, typename T>
+using CodeLanes = typename CodeLanesOf<kBytes, T>::type;
+template <int64_t kBytes, typename T>
+GPTQ_INLINE CodeLanes<kBytes, T>* code_lanes(uint8_t* column) {
+  return reinterpret_cast<CodeLanes<kBytes, T>*>(column);
 }
 
-template <typename T>
-GPTQ_INLINE Lanes<T>* lanes(T* column) {
-  return reinterpret_cast<Lanes<T>*>(column);
+template <int64_t kBytes, typename T>
+GPTQ_INLINE Lanes<kBytes, T>* lanes(T* column) {
+  return reinterpret_cast<Lanes<kBytes, T>*>(column);
 }
-template <typename T>
-GPTQ_INLINE const Lanes<T>* lanes(const T* column) {
-  return reinterpret_cast<const Lanes<T>*>(column);
+template <int64_t kBytes, typename T>
+GPTQ_INLINE const Lanes<kBytes, T>* lanes(const T* column) {
+  return reinterpret_cast<const Lanes<kBytes, T>*>(column);
 }
 
 }  // namespace gptq

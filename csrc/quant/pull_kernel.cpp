@@ -7,93 +7,94 @@
 #include "quant/pull_bf16_kernel.h"
 #include "quant/pull_tile.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define GPTQ_X86_LEVELS 1
-#endif
-
 namespace gptq {
 namespace {
 
-template <int64_t kBytes, int64_t kVectors, int64_t kColumns>
-struct Tile : TileShape<kBytes, kVectors, kColumns> {
+// Sums side by side, as the registers of a level allow.
+constexpr int64_t columns_of(int64_t bytes) {
+  return bytes == 64 ? kTileColumns : bytes == 32 ? 3 : 2;
+}
+
+template <int64_t kBytes>
+struct Tile : TileShape<kBytes, 4, columns_of(kBytes)> {
   template <typename Vector, typename T>
   static GPTQ_INLINE void multiply_add(Vector& sum, const Vector& column, T m) {
     sum += column * m;
   }
+};
 
-  static GPTQ_INLINE float upper(Bf16Pair pair) { return as_float(pair & 0xffff0000U); }
-  static GPTQ_INLINE float lower(Bf16Pair pair) { return as_float(pair << 16); }
+template <typename Shape, typename T>
+GPTQ_INLINE void pull_as(const T* matrix, int64_t stride, const T* columns, int64_t from, int64_t to, int64_t count,
+                         T* targets) {
+  pull_all<Shape>(matrix, stride, columns, from, to, count, targets);
+}
 
-  static GPTQ_INLINE void multiply_add(typename VectorOf<float, kBytes>::type& sum,
-                                       const typename VectorOf<Bf16Pair, kBytes>::type& column, Bf16Pair m) {
-    using Vector = typename VectorOf<float, kBytes>::type;
-    sum += reinterpret_cast<Vector>(column & 0xffff0000U) * upper(m);
-    sum += reinterpret_cast<Vector>(column << 16) * lower(m);
+// upper[i * step] and lower[i * step] = the two values of pairs[i] for i in [0, count).
+GPTQ_INLINE void unpack_pairs(const Bf16Pair* pairs, int64_t count, int64_t step, float* upper, float* lower) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits[2] = {pairs[i] & 0xffff0000U, pairs[i] << 16};
+    std::memcpy(upper + i * step, bits, sizeof(float));
+    std::memcpy(lower + i * step, bits + 1, sizeof(float));
   }
+}
 
- private:
-  static GPTQ_INLINE float as_float(uint32_t bits) {
-    float value = 0;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
+// Pairs are made float32 a panel at a time: each is used as often as the matrix, or the strip, has rows.
+template <typename Shape>
+GPTQ_INLINE void pull_as(const Bf16Pair* matrix, int64_t stride, const Bf16Pair* columns, int64_t from, int64_t to,
+                         int64_t count, float* targets) {
+  constexpr int64_t rows = kStripRows<float>, pairs = kPanel / 2, together = 8 * Shape::kColumns;
+  alignas(64) float panel[kPanel * rows];
+  float part[together * kPanel];
+  for (int64_t j = from; j < to; j += pairs) {
+    const int64_t width = to - j < pairs ? to - j : pairs;
+    for (int64_t i = 0; i < width; ++i) {
+      unpack_pairs(columns + (j + i) * rows, rows, 1, panel + 2 * i * rows, panel + (2 * i + 1) * rows);
+    }
+    for (int64_t c = 0; c < count; c += together) {
+      const int64_t left = count - c < together ? count - c : together;
+      for (int64_t i = 0; i < left; ++i) {
+        unpack_pairs(matrix + (c + i) * stride + j, width, 2, part + i * kPanel, part + i * kPanel + 1);
+      }
+      pull_all<Shape>(part, kPanel, panel, 0, 2 * width, left, targets + c * rows);
+    }
+  }
+}
+
+struct Pull {
+  template <int64_t kBytes, typename From, typename T>
+  static GPTQ_INLINE void run(const From* matrix, int64_t stride, const From* columns, int64_t from, int64_t to,
+                              int64_t count, T* targets) {
+    pull_as<Tile<kBytes>>(matrix, stride, columns, from, to, count, targets);
   }
 };
 
-template <typename From, typename T>
-using Pull = void (*)(const From*, int64_t, const From*, int64_t, int64_t, int64_t, T*);
-
-template <typename From, typename T>
-void pull_baseline(const From* matrix, int64_t stride, const From* columns, int64_t from, int64_t to, int64_t count,
-                   T* targets) {
-  pull_all<Tile<16, 4, 2>>(matrix, stride, columns, from, to, count, targets);
-}
-
+bool has_bf16() {
 #ifdef GPTQ_X86_LEVELS
-template <typename From, typename T>
-__attribute__((target("avx2,fma"))) void pull_avx2(const From* matrix, int64_t stride, const From* columns,
-                                                   int64_t from, int64_t to, int64_t count, T* targets) {
-  pull_all<Tile<32, 4, 2>>(matrix, stride, columns, from, to, count, targets);
-}
-
-template <typename From, typename T>
-__attribute__((target("avx512f"))) void pull_avx512(const From* matrix, int64_t stride, const From* columns,
-                                                    int64_t from, int64_t to, int64_t count, T* targets) {
-  pull_all<Tile<64, 4, kTileColumns>>(matrix, stride, columns, from, to, count, targets);
-}
+  return kPullBf16 != nullptr && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
 #endif
-
-template <typename From, typename T>
-Pull<From, T> choose() {
-#ifdef GPTQ_X86_LEVELS
-  if (__builtin_cpu_supports("avx512f")) {
-    return pull_avx512<From, T>;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return pull_avx2<From, T>;
-  }
-#endif
-  return pull_baseline<From, T>;
 }
 
 }  // namespace
 
 void pull(const float* matrix, int64_t stride, const float* columns, int64_t from, int64_t to, int64_t count,
           float* targets) {
-  static const Pull<float, float> chosen = choose<float, float>();
-  chosen(matrix, stride, columns, from, to, count, targets);
+  run_at_best_level<Pull>(matrix, stride, columns, from, to, count, targets);
 }
 
 void pull(const double* matrix, int64_t stride, const double* columns, int64_t from, int64_t to, int64_t count,
           double* targets) {
-  static const Pull<double, double> chosen = choose<double, double>();
-  chosen(matrix, stride, columns, from, to, count, targets);
+  run_at_best_level<Pull>(matrix, stride, columns, from, to, count, targets);
 }
 
 void pull(const Bf16Pair* matrix, int64_t stride, const Bf16Pair* columns, int64_t from, int64_t to, int64_t count,
           float* targets) {
-  static const Pull<Bf16Pair, float> chosen =
-      kPullBf16 != nullptr && __builtin_cpu_supports("avx512bf16") ? kPullBf16 : choose<Bf16Pair, float>();
-  chosen(matrix, stride, columns, from, to, count, targets);
+  static const bool in_hardware = has_bf16();
+  if (in_hardware) {
+    return kPullBf16(matrix, stride, columns, from, to, count, targets);
+  }
+  run_at_best_level<Pull>(matrix, stride, columns, from, to, count, targets);
 }
 
 void round_to_pairs(const float* first, const float* second, int64_t count, int64_t step, Bf16Pair* pairs) {

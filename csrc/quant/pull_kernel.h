@@ -2,8 +2,6 @@
 
 #include <cstdint>
 
-#define GPTQ_INLINE inline __attribute__((always_inline))
-
 namespace gptq {
 
 /// Rows computed together, one in each vector lane: 256 bytes of each column.

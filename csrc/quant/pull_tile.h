@@ -3,6 +3,7 @@
 // The loops of pull, for kernel files alone. A shape says how many registers a tile takes and, as multiply_add, what is
 // added to a sum.
 
+#include "quant/levels.h"
 #include "quant/pull_kernel.h"
 
 namespace gptq {

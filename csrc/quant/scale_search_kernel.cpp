@@ -7,37 +7,41 @@ namespace gptq {
 namespace {
 
 // One vector of rows of a group.
-template <typename T>
+template <int64_t kBytes, typename T>
 struct Slice {
   const T* weights;
   int64_t vector;
 
-  GPTQ_INLINE const Lanes<T>& operator()(int64_t column) const {
-    return lanes(weights + column * kStripRows<T>)[vector];
+  GPTQ_INLINE const Lanes<kBytes, T>& operator()(int64_t column) const {
+    return lanes<kBytes>(weights + column * kStripRows<T>)[vector];
   }
 };
 
-template <typename T>
-GPTQ_INLINE void search_all(const SearchedGroup<T>& group) {
-  for (int64_t vector = 0; vector < kStripVectors<T>; ++vector) {
-    const Slice<T> slice{group.weights, vector};
-    Lanes<T>& scale = lanes(group.scales)[vector];
-    Lanes<T>& zero = lanes(group.zeros)[vector];
-    ScaleSearch<T, Lanes<T>, Slice<T>> search(slice, group.n_columns, group.importance, group.max_code, scale, zero);
-    search.run(group.symmetric);
-    scale = search.scale();
-    zero = search.zero();
+struct Search {
+  template <int64_t kBytes, typename T>
+  static GPTQ_INLINE void run(const SearchedGroup<T>* group) {
+    using V = Lanes<kBytes, T>;
+    for (int64_t vector = 0; vector < kStripVectors<kBytes, T>; ++vector) {
+      const Slice<kBytes, T> slice{group->weights, vector};
+      V& scale = lanes<kBytes>(group->scales)[vector];
+      V& zero = lanes<kBytes>(group->zeros)[vector];
+      ScaleSearch<T, V, Slice<kBytes, T>> search(slice, group->n_columns, group->importance, group->max_code, scale,
+                                                 zero);
+      search.run(group->symmetric);
+      scale = search.scale();
+      zero = search.zero();
+    }
   }
-}
+};
 
 }  // namespace
 
-GPTQ_CLONES void search_scales(const SearchedGroup<float>& group) {
-  search_all(group);
+void search_scales(const SearchedGroup<float>& group) {
+  run_at_best_level<Search>(&group);
 }
 
-GPTQ_CLONES void search_scales(const SearchedGroup<double>& group) {
-  search_all(group);
+void search_scales(const SearchedGroup<double>& group) {
+  run_at_best_level<Search>(&group);
 }
 
 }  // namespace gptq

@@ -18,10 +18,7 @@ class ScaleSearch {
         max_code_(max_code),
         scale_(scale),
         zero_(zero) {
-    const V present[kTogether] = {scale, scale, scale, scale};
-    V scores[kTogether];
-    score(present, zero, scores);
-    score_ = scores[0];
+    score<1>(&scale_, zero, &score_);
   }
 
   GPTQ_LANE void run(bool symmetric) {
@@ -52,17 +49,18 @@ class ScaleSearch {
   static constexpr int kRefits = 3;
   static constexpr double kLeastShare = 0.4;
 
+  template <int kCount>
   GPTQ_LANE void score(const V* scales, const V& zero, V* scores) const {
     const T rounder = kRounder<T>;
     const V least = -zero, most = max_code_ - zero;
-    V inverses[kTogether];
-    for (int i = 0; i < kTogether; ++i) {
+    V inverses[kCount];
+    for (int i = 0; i < kCount; ++i) {
       inverses[i] = T(1) / scales[i];
       scores[i] = V{};
     }
     for (int64_t c = 0; c < n_columns_; ++c) {
       const V w = weights_(c);
-      for (int i = 0; i < kTogether; ++i) {
+      for (int i = 0; i < kCount; ++i) {
         const V level = clamped<V>(w * inverses[i], least, most);
         const V error = w - ((level + rounder) - rounder) * scales[i];
         scores[i] += importance_[c] * error * error;
@@ -70,10 +68,11 @@ class ScaleSearch {
     }
   }
 
+  template <int kCount>
   GPTQ_LANE void offer(const V* scales, const V& zero) {
-    V scores[kTogether];
-    score(scales, zero, scores);
-    for (int i = 0; i < kTogether; ++i) {
+    V scores[kCount];
+    score<kCount>(scales, zero, scores);
+    for (int i = 0; i < kCount; ++i) {
       const auto better = (scores[i] < score_) & is_scale<T>(scales[i]);  // false for the NaN of a group of zeros
       score_ = better ? scores[i] : score_;
       scale_ = better ? scales[i] : scale_;
@@ -89,7 +88,7 @@ class ScaleSearch {
         const T share = T(kLeastShare) + (most_share - T(kLeastShare)) * T(first + i) / T(kCandidates - 1);
         scales[i] = half_precision<T, V>(scale * share);
       }
-      offer(scales, zero);
+      offer<kTogether>(scales, zero);
     }
   }
 
@@ -104,8 +103,7 @@ class ScaleSearch {
       square += importance_[c] * level * level;
     }
     const V fitted = half_precision<T, V>(product / square);
-    const V scales[kTogether] = {fitted, fitted, fitted, fitted};
-    offer(scales, zero);
+    offer<1>(&fitted, zero);
   }
 
   const Weights& weights_;

@@ -5,25 +5,26 @@
 namespace gptq {
 namespace {
 
-template <typename T>
+template <int64_t kBytes, typename T>
 GPTQ_INLINE void quantize_column(const SweepStrip<T>& strip, int64_t k, const T* targets) {
   constexpr int64_t rows = kStripRows<T>;
   const int64_t column = strip.order[k], group = column / strip.group_size;
   const T* scales = strip.scales + group * rows;
   const T* zeros = strip.zeros + group * rows;
   const T pivot = strip.pivots[k], damping = strip.damping[k];
-  for (int64_t v = 0; v < kStripVectors<T>; ++v) {
-    const Lanes<T> scale = lanes(scales)[v], zero = lanes(zeros)[v], target = lanes(targets)[v];
-    const Lanes<T> level = nearest_level<T>(target, scale, zero, strip.max_code);
-    const Lanes<T> value = level * scale;
-    const Lanes<T> error = lanes(strip.weights + column * rows)[v] - value, rounding = target - value;
-    lanes(strip.losses)[v] += pivot * rounding * rounding - damping * error * error;
-    lanes(strip.errors + k * rows)[v] = error;
-    code_lanes<T>(strip.codes + column * rows)[v] = __builtin_convertvector(level + zero, CodeLanes<T>);
+  for (int64_t v = 0; v < kStripVectors<kBytes, T>; ++v) {
+    const Lanes<kBytes, T> scale = lanes<kBytes>(scales)[v], zero = lanes<kBytes>(zeros)[v],
+                           target = lanes<kBytes>(targets)[v];
+    const Lanes<kBytes, T> level = nearest_level<T>(target, scale, zero, strip.max_code);
+    const Lanes<kBytes, T> value = level * scale;
+    const Lanes<kBytes, T> error = lanes<kBytes>(strip.weights + column * rows)[v] - value, rounding = target - value;
+    lanes<kBytes>(strip.losses)[v] += pivot * rounding * rounding - damping * error * error;
+    lanes<kBytes>(strip.errors + k * rows)[v] = error;
+    code_lanes<kBytes, T>(strip.codes + column * rows)[v] = __builtin_convertvector(level + zero, CodeLanes<kBytes, T>);
   }
 }
 
-template <typename T>
+template <int64_t kBytes, typename T>
 GPTQ_INLINE void sweep_all(const SweepStrip<T>& strip, int64_t first, int64_t count, T* targets) {
   const auto pull_block = [&](int64_t from, int64_t to, int64_t column, int64_t columns) {
     pull(strip.multipliers + column * strip.n_columns, strip.n_columns, strip.errors, from, to, columns,
@@ -34,19 +35,26 @@ GPTQ_INLINE void sweep_all(const SweepStrip<T>& strip, int64_t first, int64_t co
     pull_block(first, tile, tile, end - tile);
     for (int64_t k = tile; k < end; ++k) {
       pull_block(tile, k, k, 1);
-      quantize_column(strip, k, targets + (k - first) * kStripRows<T>);
+      quantize_column<kBytes>(strip, k, targets + (k - first) * kStripRows<T>);
     }
   }
 }
 
+struct Sweep {
+  template <int64_t kBytes, typename T>
+  static GPTQ_INLINE void run(const SweepStrip<T>* strip, int64_t first, int64_t count, T* targets) {
+    sweep_all<kBytes>(*strip, first, count, targets);
+  }
+};
+
 }  // namespace
 
-GPTQ_CLONES void sweep_block(const SweepStrip<float>& strip, int64_t first, int64_t count, float* targets) {
-  sweep_all(strip, first, count, targets);
+void sweep_block(const SweepStrip<float>& strip, int64_t first, int64_t count, float* targets) {
+  run_at_best_level<Sweep>(&strip, first, count, targets);
 }
 
-GPTQ_CLONES void sweep_block(const SweepStrip<double>& strip, int64_t first, int64_t count, double* targets) {
-  sweep_all(strip, first, count, targets);
+void sweep_block(const SweepStrip<double>& strip, int64_t first, int64_t count, double* targets) {
+  run_at_best_level<Sweep>(&strip, first, count, targets);
 }
 
 }  // namespace gptq
