@@ -146,7 +146,7 @@ class AmxBlocks {
         const int64_t at = (first + r) * p_.n_groups + g;
         typename Isa::Int j[D];
         for (int d = 0; d < D; ++d) {
-          const auto offset = Isa::scale_int(zero, p_.x_offsets[at * D + d]);
+          const auto offset = Isa::scale_zero(zero, p_.x_offsets[at * D + d]);
           j[d] = _mm512_add_epi32(offset, _mm512_load_si512(products_[c][d] + r * kAtomRows));
         }
         float* partial = partial_[tile][r][c];

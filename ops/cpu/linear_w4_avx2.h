@@ -145,9 +145,9 @@ struct Avx2 {
 
   static Float broadcast(float value) { return {{_mm256_set1_ps(value), _mm256_set1_ps(value)}}; }
   static Int broadcast_int(int32_t value) { return {{_mm256_set1_epi32(value), _mm256_set1_epi32(value)}}; }
-  static Int scale_int(Int a, int32_t b) {
-    const __m256i factor = _mm256_set1_epi32(b);
-    return {{_mm256_mullo_epi32(a.half[0], factor), _mm256_mullo_epi32(a.half[1], factor)}};
+  static Int scale_zero(Int zero, int32_t offset) {
+    const __m256i factor = _mm256_set1_epi32(offset);
+    return {{_mm256_madd_epi16(zero.half[0], factor), _mm256_madd_epi16(zero.half[1], factor)}};
   }
   static Int shift8_add(Int high, Int low) {
     return {{_mm256_add_epi32(_mm256_slli_epi32(high.half[0], 8), low.half[0]),

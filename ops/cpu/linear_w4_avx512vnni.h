@@ -114,7 +114,7 @@ struct Avx512vnni {
 
   static Float broadcast(float value) { return _mm512_set1_ps(value); }
   static Int broadcast_int(int32_t value) { return _mm512_set1_epi32(value); }
-  static Int scale_int(Int a, int32_t b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
+  static Int scale_zero(Int zero, int32_t offset) { return _mm512_madd_epi16(zero, _mm512_set1_epi32(offset)); }
   static Int shift8_add(Int high, Int low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }

@@ -4,7 +4,8 @@
 //   rows(D), blocks(R, D)  largest register tile: rows of x, and blocks of 16 columns beside each other
 //   max_magnitude, split   step 2 of the arithmetic in linear_w4.h, over vectors of 16 values and over atoms
 //   dot                    step 3, one activation group
-//   and the lane-wise operations that split_group and multiply_tile use.
+//   scale_zero             a zero point times an entry of x_offsets, both of which fit 16 bits: |offset| <= 128·128
+//   and the other lane-wise operations that split_group and multiply_tile use.
 // Everything is in an unnamed namespace: each kernel file is compiled for its own instruction set, and the linker must
 // not keep one file's copy for another.
 #pragma once
@@ -147,7 +148,7 @@ void multiply_tile(const LinearW4Problem& p, int64_t row, int64_t block) {
 #pragma GCC unroll 3
         for (int d = 0; d < D; ++d) {
           const int32_t offset = p.x_offsets[(at + r * p.n_groups) * D + d];
-          j[r][c][d] = p.zeros ? Isa::scale_int(zero, offset) : Isa::broadcast_int(offset);
+          j[r][c][d] = p.zeros ? Isa::scale_zero(zero, offset) : Isa::broadcast_int(offset);
         }
     }
     asm("" : "+m"(y), "+m"(partial));  // leaves all registers to j

@@ -133,8 +133,8 @@ struct Scalar {
   static Int broadcast_int(int32_t value) {
     return each<Int>([=](int) { return value; });
   }
-  static Int scale_int(const Int& a, int32_t b) {
-    return each<Int>([&](int i) { return a.lane[i] * b; });
+  static Int scale_zero(const Int& zero, int32_t offset) {
+    return each<Int>([&](int i) { return zero.lane[i] * offset; });
   }
   static Int shift8_add(const Int& high, const Int& low) {
     return each<Int>([&](int i) { return high.lane[i] * 256 + low.lane[i]; });
