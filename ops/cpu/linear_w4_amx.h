@@ -141,12 +141,13 @@ class AmxBlocks {
     for (int c = 0; c < C; ++c) {
       const int64_t parameters = group.weight_group * p_.n + (block_ + c) * kAtomRows;
       const auto scale = Isa::load_f16(p_.scales + parameters, lanes(c));
-      const auto zero = p_.zeros ? Isa::load_u8(p_.zeros + parameters, lanes(c)) : Isa::broadcast_int(1);
+      const auto zero = p_.zeros ? Isa::load_u8(p_.zeros + parameters, lanes(c)) : Isa::broadcast_int(0);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (first + r) * p_.n_groups + g;
         typename Isa::Int j[D];
         for (int d = 0; d < D; ++d) {
-          const auto offset = Isa::scale_zero(zero, p_.x_offsets[at * D + d]);
+          const int32_t sum = p_.x_offsets[at * D + d];
+          const auto offset = p_.zeros ? Isa::scale_zero(zero, sum) : Isa::broadcast_int(sum);
           j[d] = _mm512_add_epi32(offset, _mm512_load_si512(products_[c][d] + r * kAtomRows));
         }
         float* partial = partial_[tile][r][c];

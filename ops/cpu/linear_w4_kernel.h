@@ -4,7 +4,7 @@
 //   rows(D), blocks(R, D)  largest register tile: rows of x, and blocks of 16 columns beside each other
 //   max_magnitude, split   step 2 of the arithmetic in linear_w4.h, over vectors of 16 values and over atoms
 //   dot                    step 3, one activation group
-//   scale_zero             a zero point times an entry of x_offsets, both of which fit 16 bits: |offset| <= 128·128
+//   scale_zero             zero points times their x_offsets, which fit 16 bits where there are any: at most 128·128
 //   and the other lane-wise operations that split_group and multiply_tile use.
 // Everything is in an unnamed namespace: each kernel file is compiled for its own instruction set, and the linker must
 // not keep one file's copy for another.
