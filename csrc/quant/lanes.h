@@ -10,13 +10,6 @@
 
 namespace gptq {
 
-template <int64_t kBytes, typename T>
-struct LanesOf {
-  typedef T type __attribute__((vector_size(kBytes)));
-};
-template <int64_t kBytes, typename T>
-using Lanes = typename LanesOf<kBytes, T>::type;
-
 /// Vectors in a column of a strip.
 template <int64_t kBytes, typename T>
 inline constexpr int64_t kStripVectors = kStripRows<T> * static_cast<int64_t>(sizeof(T)) / kBytes;

@@ -13,6 +13,14 @@
 
 namespace gptq {
 
+/// A vector of kBytes.
+template <int64_t kBytes, typename T>
+struct LanesOf {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+template <int64_t kBytes, typename T>
+using Lanes = typename LanesOf<kBytes, T>::type;
+
 template <typename Kernel, typename... Arguments>
 auto run_baseline(Arguments... arguments) {
   return Kernel::template run<16>(arguments...);

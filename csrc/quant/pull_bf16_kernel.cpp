@@ -11,8 +11,7 @@ namespace {
 
 #ifdef __AVX512BF16__
 struct Tile : TileShape<64, 4, kTileColumns> {
-  static GPTQ_INLINE void multiply_add(VectorOf<float, 64>::type& sum, const VectorOf<Bf16Pair, 64>::type& column,
-                                       Bf16Pair m) {
+  static GPTQ_INLINE void multiply_add(Lanes<64, float>& sum, const Lanes<64, Bf16Pair>& column, Bf16Pair m) {
     sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(column),
                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(m))));
   }

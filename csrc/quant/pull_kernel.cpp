@@ -3,6 +3,7 @@
 #include "quant/pull_kernel.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "quant/pull_bf16_kernel.h"
 #include "quant/pull_tile.h"
@@ -23,12 +24,6 @@ struct Tile : TileShape<kBytes, 4, columns_of(kBytes)> {
   }
 };
 
-template <typename Shape, typename T>
-GPTQ_INLINE void pull_as(const T* matrix, int64_t stride, const T* columns, int64_t from, int64_t to, int64_t count,
-                         T* targets) {
-  pull_all<Shape>(matrix, stride, columns, from, to, count, targets);
-}
-
 // upper[i * step] and lower[i * step] = the two values of pairs[i] for i in [0, count).
 GPTQ_INLINE void unpack_pairs(const Bf16Pair* pairs, int64_t count, int64_t step, float* upper, float* lower) {
   for (int64_t i = 0; i < count; ++i) {
@@ -40,8 +35,8 @@ GPTQ_INLINE void unpack_pairs(const Bf16Pair* pairs, int64_t count, int64_t step
 
 // Pairs are made float32 a panel at a time: each is used as often as the matrix, or the strip, has rows.
 template <typename Shape>
-GPTQ_INLINE void pull_as(const Bf16Pair* matrix, int64_t stride, const Bf16Pair* columns, int64_t from, int64_t to,
-                         int64_t count, float* targets) {
+GPTQ_INLINE void pull_pairs(const Bf16Pair* matrix, int64_t stride, const Bf16Pair* columns, int64_t from, int64_t to,
+                            int64_t count, float* targets) {
   constexpr int64_t rows = kStripRows<float>, pairs = kPanel / 2, together = 8 * Shape::kColumns;
   alignas(64) float panel[kPanel * rows];
   float part[together * kPanel];
@@ -64,7 +59,11 @@ struct Pull {
   template <int64_t kBytes, typename From, typename T>
   static GPTQ_INLINE void run(const From* matrix, int64_t stride, const From* columns, int64_t from, int64_t to,
                               int64_t count, T* targets) {
-    pull_as<Tile<kBytes>>(matrix, stride, columns, from, to, count, targets);
+    if constexpr (std::is_same_v<From, T>) {
+      pull_all<Tile<kBytes>>(matrix, stride, columns, from, to, count, targets);
+    } else {
+      pull_pairs<Tile<kBytes>>(matrix, stride, columns, from, to, count, targets);
+    }
   }
 };
 

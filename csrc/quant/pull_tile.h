@@ -11,11 +11,6 @@ namespace gptq {
 inline constexpr int64_t kStripBytes = 256;
 inline constexpr int64_t kPanel = 96;  // columns that stay in the first-level cache: 24 KiB
 
-template <typename T, int64_t kBytes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kBytes)));
-};
-
 /// How many registers a tile takes: kVectors vectors of kBytes for each of kColumns sums.
 template <int64_t kBytes_, int64_t kVectors_, int64_t kColumns_>
 struct TileShape {
@@ -24,8 +19,8 @@ struct TileShape {
 
 template <typename Shape, int64_t kColumns, typename From, typename T>
 GPTQ_INLINE void pull_tile(const From* matrix, int64_t stride, const From* columns, int64_t count, T* targets) {
-  using Vector = typename VectorOf<T, Shape::kBytes>::type;
-  using Factors = typename VectorOf<From, Shape::kBytes>::type;
+  using Vector = Lanes<Shape::kBytes, T>;
+  using Factors = Lanes<Shape::kBytes, From>;
   constexpr int64_t rows = kStripBytes / sizeof(T);
   Vector sums[kColumns][Shape::kVectors];
   for (int64_t c = 0; c < kColumns; ++c) {

@@ -101,19 +101,14 @@ GPTQ_INLINE void fit_scales(const RefinedGroup<T>& group) {
   }
 }
 
-template <int64_t kBytes, typename T>
-GPTQ_INLINE void refine(const RefinedGroup<T>& group) {
-  add_damped<kBytes>(group, group.errors + group.first * kStripRows<T>, 0, group.count, group.gradients);
-  move_codes<kBytes>(group);
-  if (group.fit_scales) {
-    fit_scales<kBytes>(group);
-  }
-}
-
 struct Refine {
   template <int64_t kBytes, typename T>
   static GPTQ_INLINE void run(const RefinedGroup<T>* group) {
-    refine<kBytes>(*group);
+    add_damped<kBytes>(*group, group->errors + group->first * kStripRows<T>, 0, group->count, group->gradients);
+    move_codes<kBytes>(*group);
+    if (group->fit_scales) {
+      fit_scales<kBytes>(*group);
+    }
   }
 };
 

@@ -24,26 +24,21 @@ GPTQ_INLINE void quantize_column(const SweepStrip<T>& strip, int64_t k, const T*
   }
 }
 
-template <int64_t kBytes, typename T>
-GPTQ_INLINE void sweep_all(const SweepStrip<T>& strip, int64_t first, int64_t count, T* targets) {
-  const auto pull_block = [&](int64_t from, int64_t to, int64_t column, int64_t columns) {
-    pull(strip.multipliers + column * strip.n_columns, strip.n_columns, strip.errors, from, to, columns,
-         targets + (column - first) * kStripRows<T>);
-  };
-  for (int64_t tile = first; tile < first + count; tile += kTileColumns) {
-    const int64_t end = tile + kTileColumns < first + count ? tile + kTileColumns : first + count;
-    pull_block(first, tile, tile, end - tile);
-    for (int64_t k = tile; k < end; ++k) {
-      pull_block(tile, k, k, 1);
-      quantize_column<kBytes>(strip, k, targets + (k - first) * kStripRows<T>);
-    }
-  }
-}
-
 struct Sweep {
   template <int64_t kBytes, typename T>
   static GPTQ_INLINE void run(const SweepStrip<T>* strip, int64_t first, int64_t count, T* targets) {
-    sweep_all<kBytes>(*strip, first, count, targets);
+    const auto pull_block = [&](int64_t from, int64_t to, int64_t column, int64_t columns) {
+      pull(strip->multipliers + column * strip->n_columns, strip->n_columns, strip->errors, from, to, columns,
+           targets + (column - first) * kStripRows<T>);
+    };
+    for (int64_t tile = first; tile < first + count; tile += kTileColumns) {
+      const int64_t end = tile + kTileColumns < first + count ? tile + kTileColumns : first + count;
+      pull_block(first, tile, tile, end - tile);
+      for (int64_t k = tile; k < end; ++k) {
+        pull_block(tile, k, k, 1);
+        quantize_column<kBytes>(*strip, k, targets + (k - first) * kStripRows<T>);
+      }
+    }
   }
 };
 
