@@ -90,10 +90,11 @@ struct LinearW4Problem : LinearW4Operands {
   int64_t n_groups;
 
   // Written by split, read by multiply.
-  int8_t* x_digits;      // [m][digit_stride]; a token is [digit atoms][digits][8], for AMX [group][digits][atoms][8]
+  int8_t* x_digits;      // [m][digit_stride]; a token is [digit atoms][digits][8], unless a kernel has another layout
   int64_t digit_stride;  // bytes, at least 64 more than a token holds
   float* x_scales;       // [m, n_groups]: s_x
-  int32_t* x_offsets;    // [m, n_groups, digits]: sum of each digit over the group, times -middle_code, or -1 if zeros
+  int32_t* x_offsets;    // [m, n_groups, digits]: sum of each digit over the group, times -middle_code, or -1 if zeros;
+                         // where a kernel makes two digits one number, that number's sum and then the next one's
 };
 
 /// The two steps of one instruction set. Rows are tokens; a block is 16 columns of y.
@@ -101,6 +102,7 @@ struct LinearW4Kernel {
   void (*split)(const LinearW4Problem& p, int64_t row_begin, int64_t row_end);
   void (*multiply)(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                    int64_t block_end);
+  int64_t row_chunk = 32;  // rows to multiply at once: their digits stay in cache while the weights pass
 };
 
 extern const LinearW4Kernel kLinearW4Scalar;

@@ -43,13 +43,11 @@ template <class Tiles, int B, int D, int C>
 class AmxBlocks {
  public:
   AmxBlocks(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block)
-      : p_(p), row_begin_(row_begin), row_end_(row_end), block_(block) {}
+      : p_(p), outputs_(p, row_begin, row_end, block) {}
 
   // The sums of a tile are finished while the next one's products run.
   void run() {
-    const int64_t tiles = ceil_div(row_end_ - row_begin_, kTileRows);
-    __builtin_memset(y_, 0, sizeof(y_));
-    __builtin_memset(partial_, 0, sizeof(partial_));
+    const int64_t tiles = ceil_div(outputs_.row_end - outputs_.row_begin, kTileRows);
     int64_t pending_group = -1, pending_tile = 0;
     for (int64_t g = 0; g < p_.n_groups; ++g) {
       unpack(p_.groups[g]);
@@ -62,22 +60,17 @@ class AmxBlocks {
       }
     }
     if (pending_group >= 0) add_up(pending_group, pending_tile);
-    for (int64_t row = row_begin_; row < row_end_; ++row) write(row);
+    outputs_.write();
   }
 
  private:
   using Isa = AmxVectors;
 
-  int64_t lanes(int c) const {
-    const int64_t left = p_.n - (block_ + c) * kAtomRows;
-    return left < kAtomRows ? left : kAtomRows;
-  }
-
   // Codes of the group's columns as bytes, zero behind its last atom.
   void unpack(const LinearW4Group& group) {
     const int64_t block_stride = ceil_div(p_.k, kAtomColumns) * atom_bytes(B);
     for (int c = 0; c < C; ++c) {
-      const uint8_t* from = p_.packed + (block_ + c) * block_stride + group.first_atom * atom_bytes(B);
+      const uint8_t* from = p_.packed + (outputs_.block + c) * block_stride + group.first_atom * atom_bytes(B);
       uint8_t* to = weights_[c];
       for (int64_t i = 0; i < group.atoms; ++i, to += 2 * kLineBytes) {
         prefetch_codes<B>(from + i * atom_bytes(B));
@@ -92,7 +85,7 @@ class AmxBlocks {
   // Tiles 0 .. C·D - 1 hold the products, 6 digits and 7 codes.
   void multiply(const LinearW4Group& group, int64_t tile) {
     const int8_t* digits =
-        p_.x_digits + (row_begin_ + tile * kTileRows) * p_.digit_stride + group.digit_atom * D * kAtomColumns;
+        p_.x_digits + (outputs_.row_begin + tile * kTileRows) * p_.digit_stride + group.digit_atom * D * kAtomColumns;
     zero_all<0>();
     for (int64_t step = 0; step * kStepAtoms < group.atoms; ++step) {
       for_each_block<0>(digits + step * kStepAtoms * kAtomColumns, group.atoms * kAtomColumns, step);
@@ -133,15 +126,15 @@ class AmxBlocks {
     }
   }
 
-  // Step 3 and 4 of the arithmetic in linear_w4.h.
+  // Step 3 of the arithmetic in linear_w4.h.
   void add_up(int64_t g, int64_t tile) {
     const LinearW4Group& group = p_.groups[g];
-    const int64_t first = row_begin_ + tile * kTileRows;
-    const int64_t rows = row_end_ - first < kTileRows ? row_end_ - first : kTileRows;
+    const int64_t first = outputs_.row_begin + tile * kTileRows;
+    const int64_t rows = outputs_.row_end - first < kTileRows ? outputs_.row_end - first : kTileRows;
     for (int c = 0; c < C; ++c) {
-      const int64_t parameters = group.weight_group * p_.n + (block_ + c) * kAtomRows;
-      const auto scale = Isa::load_f16(p_.scales + parameters, lanes(c));
-      const auto zero = p_.zeros ? Isa::load_u8(p_.zeros + parameters, lanes(c)) : Isa::broadcast_int(0);
+      const int64_t parameters = group.weight_group * p_.n + (outputs_.block + c) * kAtomRows;
+      const auto scale = Isa::load_f16(p_.scales + parameters, outputs_.lanes(c));
+      const auto zero = p_.zeros ? Isa::load_u8(p_.zeros + parameters, outputs_.lanes(c)) : Isa::broadcast_int(0);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = (first + r) * p_.n_groups + g;
         typename Isa::Int j[D];
@@ -150,33 +143,16 @@ class AmxBlocks {
           const auto offset = p_.zeros ? Isa::scale_zero(zero, sum) : Isa::broadcast_int(sum);
           j[d] = _mm512_add_epi32(offset, _mm512_load_si512(products_[c][d] + r * kAtomRows));
         }
-        float* partial = partial_[tile][r][c];
-        const auto x_scale = Isa::broadcast(p_.x_scales[at]);
-        const auto sum = Isa::fma(Isa::mul(combine_digits<Isa, D>(j), scale), x_scale, _mm512_load_ps(partial));
-        if (group.ends_span) {
-          _mm512_store_ps(y_[tile][r][c], Isa::add(_mm512_load_ps(y_[tile][r][c]), sum));
-        }
-        _mm512_store_ps(partial, group.ends_span ? Isa::broadcast(0.0f) : sum);
+        const auto value = [&](int) { return Isa::mul(combine_digits<Isa, D>(j), scale); };
+        outputs_.template add<1>(first + r, c, group.ends_span, value, [&](int) { return p_.x_scales[at]; });
       }
     }
   }
 
-  void write(int64_t row) const {
-    const int64_t tile = (row - row_begin_) / kTileRows, r = (row - row_begin_) % kTileRows;
-    for (int c = 0; c < C; ++c) {
-      const int64_t column = (block_ + c) * kAtomRows;
-      auto y = _mm512_load_ps(y_[tile][r][c]);
-      if (p_.bias) y = Isa::add(y, Isa::load(p_.bias + column, lanes(c)));
-      store_outputs<Isa>(p_, row * p_.n + column, y, lanes(c));
-    }
-  }
-
   const LinearW4Problem& p_;
-  int64_t row_begin_, row_end_, block_;
   alignas(64) uint8_t weights_[C][kGroupSteps * kTileBytes];
   alignas(64) int32_t products_[C][D][kTileRows * kAtomRows];
-  alignas(64) float partial_[kChunkTiles][kTileRows][C][kAtomRows];
-  alignas(64) float y_[kChunkTiles][kTileRows][C][kAtomRows];
+  BlockOutputs<AmxVectors, C, kChunkTiles * kTileRows> outputs_;
 };
 
 template <class Tiles, int B, int D>

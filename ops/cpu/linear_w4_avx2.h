@@ -90,6 +90,11 @@ struct Avx2 {
     asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(products));
   }
 
+  [[gnu::always_inline]] static void add_pairs(__m256i& sum, __m256i codes, __m256i digits) {
+    const __m256i products = _mm256_madd_epi16(codes, digits);
+    asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+  }
+
   // One half of the atoms after the other, so that half as many registers hold codes. Isa: load_codes and add_products.
   template <class Isa, int B, int R, int D>
   [[gnu::always_inline]] static void add_atoms(Int (&sums)[R][1][D], const uint8_t* weights, int nibble,
@@ -145,6 +150,13 @@ struct Avx2 {
 
   static Float broadcast(float value) { return {{_mm256_set1_ps(value), _mm256_set1_ps(value)}}; }
   static Int broadcast_int(int32_t value) { return {{_mm256_set1_epi32(value), _mm256_set1_epi32(value)}}; }
+  static Int add_int(Int a, Int b) {
+    return {{_mm256_add_epi32(a.half[0], b.half[0]), _mm256_add_epi32(a.half[1], b.half[1])}};
+  }
+  static Int mul_int(Int a, int32_t b) {
+    const __m256i factor = _mm256_set1_epi32(b);
+    return {{_mm256_mullo_epi32(a.half[0], factor), _mm256_mullo_epi32(a.half[1], factor)}};
+  }
   static Int scale_zero(Int zero, int32_t offset) {
     const __m256i factor = _mm256_set1_epi32(offset);
     return {{_mm256_madd_epi16(zero.half[0], factor), _mm256_madd_epi16(zero.half[1], factor)}};

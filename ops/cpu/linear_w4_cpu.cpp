@@ -41,7 +41,6 @@ const LinearW4Level& chosen_level() {
 }
 
 constexpr int64_t kRowBlock = 256;        // rows split into digits at a time: bounds the workspace
-constexpr int64_t kRowChunk = 32;         // rows whose digits stay in cache while the weights pass
 constexpr int64_t kColumnChunk = 4;       // blocks of 16 columns in one task
 constexpr int64_t kSerialWork = 1 << 18;  // multiply-adds below which a second thread does not pay
 
@@ -57,13 +56,13 @@ void run_row_block(const LinearW4Kernel& kernel, const LinearW4Problem& p) {
 
   const int64_t blocks = (p.n + kAtomRows - 1) / kAtomRows;
   const int64_t column_chunks = (blocks + kColumnChunk - 1) / kColumnChunk;
-  const int64_t tasks = (p.m + kRowChunk - 1) / kRowChunk * column_chunks;
-  const int64_t task_work = std::min(p.m, kRowChunk) * kColumnChunk * kAtomRows * std::max<int64_t>(1, p.k);
+  const int64_t tasks = (p.m + kernel.row_chunk - 1) / kernel.row_chunk * column_chunks;
+  const int64_t task_work = std::min(p.m, kernel.row_chunk) * kColumnChunk * kAtomRows * std::max<int64_t>(1, p.k);
   at::parallel_for(0, tasks, std::max<int64_t>(1, kSerialWork / task_work), [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t row_chunk = begin / column_chunks;
       const int64_t stop = std::min(end, (row_chunk + 1) * column_chunks);
-      kernel.multiply(p, row_chunk * kRowChunk, std::min((row_chunk + 1) * kRowChunk, p.m),
+      kernel.multiply(p, row_chunk * kernel.row_chunk, std::min((row_chunk + 1) * kernel.row_chunk, p.m),
                       (begin - row_chunk * column_chunks) * kColumnChunk,
                       std::min((stop - row_chunk * column_chunks) * kColumnChunk, blocks));
       begin = stop;

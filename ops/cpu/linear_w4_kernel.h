@@ -108,7 +108,8 @@ inline typename Isa::Float combine_digits(const typename Isa::Int (&j)[D]) {
 }
 
 template <class Isa>
-inline void store_outputs(const LinearW4Problem& p, int64_t at, typename Isa::Float values, int64_t count) {
+[[gnu::always_inline]] inline void store_outputs(const LinearW4Problem& p, int64_t at, typename Isa::Float values,
+                                                 int64_t count) {
   switch (p.type) {
     case LinearW4Type::kF32:
       return Isa::store(static_cast<float*>(p.y) + at, values, count);
@@ -118,6 +119,59 @@ inline void store_outputs(const LinearW4Problem& p, int64_t at, typename Isa::Fl
       return Isa::store_f16(static_cast<uint16_t*>(p.y) + at, values, count);
   }
 }
+
+// Step 4 of the arithmetic in linear_w4.h for C blocks and at most kRows rows, group by group.
+template <class Isa, int C, int kRows>
+struct BlockOutputs {
+  using Float = typename Isa::Float;
+
+  BlockOutputs(const LinearW4Problem& problem, int64_t begin, int64_t end, int64_t first_block)
+      : p(problem), row_begin(begin), row_end(end), block(first_block) {
+    for (int64_t r = 0; r < row_end - row_begin; ++r)
+      for (int c = 0; c < C; ++c) {
+        Isa::store(y[r][c], Isa::broadcast(0.0f), kAtomRows);
+        Isa::store(partial[r][c], Isa::broadcast(0.0f), kAtomRows);
+      }
+  }
+
+  int64_t lanes(int c) const {
+    const int64_t left = p.n - (block + c) * kAtomRows;
+    return left < kAtomRows ? left : kAtomRows;
+  }
+
+  // p = fma(v·s_w, s_x, p) of row and the R - 1 behind it; value(r) is v·s_w, x_scale(r) is s_x.
+  template <int R, class Value, class Scale>
+  [[gnu::always_inline]] void add(int64_t row, int c, bool ends_span, const Value& value, const Scale& x_scale) {
+    constexpr int64_t kRow = C * kAtomRows;
+    float *part = partial[row - row_begin][c], *to = y[row - row_begin][c];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      float* at = part + r * kRow;
+      Isa::store(at, Isa::fma(value(r), Isa::broadcast(x_scale(r)), Isa::load(at, kAtomRows)), kAtomRows);
+    }
+    if (!ends_span) return;
+    for (int r = 0; r < R; ++r) {
+      Isa::store(to + r * kRow, Isa::add(Isa::load(to + r * kRow, kAtomRows), Isa::load(part + r * kRow, kAtomRows)),
+                 kAtomRows);
+      Isa::store(part + r * kRow, Isa::broadcast(0.0f), kAtomRows);
+    }
+  }
+
+  void write() const {
+    for (int64_t row = row_begin; row < row_end; ++row)
+      for (int c = 0; c < C; ++c) {
+        const int64_t column = (block + c) * kAtomRows;
+        Float values = Isa::load(y[row - row_begin][c], kAtomRows);
+        if (p.bias) values = Isa::add(values, Isa::load(p.bias + column, lanes(c)));
+        store_outputs<Isa>(p, row * p.n + column, values, lanes(c));
+      }
+  }
+
+  const LinearW4Problem& p;
+  int64_t row_begin, row_end, block;
+  alignas(64) float partial[kRows][C][kAtomRows];
+  alignas(64) float y[kRows][C][kAtomRows];
+};
 
 // kTail: whether the last block has fewer than 16 columns.
 template <class Isa, int B, int D, int R, int C, bool kTail>
@@ -193,6 +247,11 @@ void multiply_row_tile(const LinearW4Problem& p, int64_t row, int64_t rows, int6
   if (block < block_end) multiply_tile<Isa, B, D, R, 1, true>(p, row, block);
 }
 
+// Rows of the next tile of at most most rows: 3 and 2 rather than 4 and 1.
+inline int64_t even_share(int64_t left, int64_t most) {
+  return ceil_div(left, ceil_div(left, most));
+}
+
 template <class Isa, int B, int D>
 void multiply_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end, int64_t block_begin,
                    int64_t block_end) {
@@ -200,8 +259,7 @@ void multiply_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end,
   for (int64_t block = block_begin; block < block_end; block += kPanel) {
     const int64_t panel_end = block + kPanel < block_end ? block + kPanel : block_end;
     for (int64_t row = row_begin, rows; row < row_end; row += rows) {
-      const int64_t left = row_end - row;
-      rows = ceil_div(left, ceil_div(left, Isa::rows(D)));  // 3 and 2 rather than 4 and 1
+      rows = even_share(row_end - row, Isa::rows(D));
       multiply_row_tile<Isa, B, D, Isa::rows(D)>(p, row, rows, block, panel_end);
     }
   }

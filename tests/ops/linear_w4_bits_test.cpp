@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 
 #include "cpu/linear_w4_cpu.h"
@@ -84,12 +85,47 @@ TEST(LinearW4Bits, LargestSums) {
       weight.codes = at::full({33, 260}, code, at::kByte);
       weight.packed = bits == 8 ? pack_w8(weight.codes) : pack_w4(weight.codes);
       weight.zeros = at::full({3, 33}, (1 << bits) - 1 - code, at::kByte);
-      at::Tensor x = at::full({5, 260}, value);
+      at::Tensor x = at::full({14, 260}, value);
       x.select(1, 0).fill_(1.0);
       for (const auto& level : levels)
         EXPECT_TRUE(same_bits(run_at(level, x, weight, {}, "exact"), reference::linear_w4_model(x, weight, {}, 3)))
             << level.name << " bits " << bits << " code " << code << " x " << value;
     }
+}
+
+// Digits 0 and 1 are both -128 in the first of these, and the number they make is just outside 16 bits.
+TEST(LinearW4Bits, LowDigitsAtTheEndsOfTheirRange) {
+  const auto levels = linear_w4_cpu_levels();
+  at::Tensor x = at::empty({30, 260});
+  for (int64_t row = 0; row < 30; ++row)
+    for (int64_t column = 0; column < 260; ++column) {
+      const int64_t low = std::array{-32896, -32895, -32769, 32639}[row % 4], high = (7 * row + column) % 120 - 60;
+      x[row][column] = static_cast<double>(65536 * high + low) / (127 * 65536);
+    }
+  x.slice(1, 0, 260, 50).fill_(1.0);  // makes the scale 1 / 127
+  for (const int bits : {4, 8}) {
+    const W4Weight weight = random_w4_weight(33, 260, 128, true, 45, bits);
+    for (const auto& level : levels)
+      EXPECT_TRUE(same_bits(run_at(level, x, weight, {}, "exact"), reference::linear_w4_model(x, weight, {}, 3)))
+          << level.name << " bits " << bits;
+  }
+}
+
+TEST(LinearW4Bits, EveryNumberOfRowsAroundATile) {
+  const auto levels = linear_w4_cpu_levels();
+  // Groups of 43 start inside atoms, and have an odd number of them; spans end inside the row.
+  for (const auto& [bits, with_zeros] : {std::pair{4, false}, {4, true}, {8, true}}) {
+    const W4Weight weight = random_w4_weight(50, 1200, 43, with_zeros, 44, bits);
+    for (const int64_t rows : {5, 11, 12, 13, 16, 17, 18, 19, 31, 33, 47, 63, 64, 65, 71, 127, 129}) {
+      const at::Tensor x = varied_input(rows, 1200, 46);
+      for (const char* compute : {"bf16", "exact"}) {
+        const at::Tensor expected = run_at(levels.back(), x, weight, {}, compute);
+        for (const auto& level : levels)
+          EXPECT_TRUE(same_bits(run_at(level, x, weight, {}, compute), expected))
+              << level.name << " rows " << rows << " bits " << bits << " " << compute << " zeros " << with_zeros;
+      }
+    }
+  }
 }
 
 TEST(LinearW4Bits, ThreadsDoNotMatter) {
