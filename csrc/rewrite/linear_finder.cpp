@@ -187,6 +187,12 @@ void for_each_node(Block* block, const std::function<void(Node*)>& use) {
   }
 }
 
+std::optional<int> packed_linear_bits(const Node* node) {
+  if (is_kind(node, "gptq::linear_w4")) return 4;
+  if (is_kind(node, "gptq::linear_w8")) return 8;
+  return std::nullopt;
+}
+
 std::optional<std::string> attribute_path(const Value* value) {
   std::string path;
   while (value->node()->kind() == c10::prim::GetAttr) {

@@ -41,6 +41,9 @@ std::vector<LinearNode> find_linears(torch::jit::Graph& graph, const torch::jit:
 /// Calls `use` on every node of a block, nested ones after the node they are nested in.
 void for_each_node(torch::jit::Block* block, const std::function<void(torch::jit::Node*)>& use);
 
+/// The bits of a code in a packed linear: 4 for gptq::linear_w4, 8 for linear_w8; nothing for any other node.
+std::optional<int> packed_linear_bits(const torch::jit::Node* node);
+
 /// The attribute path that a value is read by ("h.0.ln_1.weight"), if it is a chain of GetAttr from the graph's self.
 std::optional<std::string> attribute_path(const torch::jit::Value* value);
 

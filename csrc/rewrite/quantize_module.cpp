@@ -37,16 +37,14 @@ std::vector<PackedLinearInfo> find_packed_linears(const torch::jit::Module& modu
   const auto graph = rewrite::flatten_forward(module);
   std::vector<PackedLinearInfo> found;
   rewrite::for_each_node(graph->block(), [&](torch::jit::Node* node) {
-    static const auto linear_w4 = c10::Symbol::fromQualString("gptq::linear_w4");
-    static const auto linear_w8 = c10::Symbol::fromQualString("gptq::linear_w8");
-    if (node->kind() != linear_w4 && node->kind() != linear_w8) {
+    const auto bits = rewrite::packed_linear_bits(node);
+    if (!bits) {
       return;
     }
     if (const auto path = rewrite::attribute_path(node->input(1))) {
       const at::Tensor packed = rewrite::attribute_at(module, *path).toTensor();
       const at::Tensor scales = rewrite::attribute_at(module, *rewrite::attribute_path(node->input(2))).toTensor();
-      found.push_back({{path->substr(0, path->rfind('.')), scales.size(1), packed.size(1) * 8, false},
-                       node->kind() == linear_w8 ? 8 : 4});
+      found.push_back({{path->substr(0, path->rfind('.')), scales.size(1), packed.size(1) * 8, false}, *bits});
     }
   });
   return found;

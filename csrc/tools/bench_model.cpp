@@ -28,6 +28,7 @@ struct BenchModel {
   int64_t rounds = 5;
   std::string json;
   std::string device = "cpu";
+  std::string compute;
 
   void run();
 
@@ -96,6 +97,7 @@ void BenchModel::run() {
     check_context(*each, prompt_tokens + decode_tokens + 1, "--decode-tokens with --prompt-tokens");
   }
   JsonOutput output(json);
+  set_compute(model, compute);
   move_to(model, target);
   move_to(float_model, target);
   const Json prefilled = tokens_json(prefill(float_model, model), prefill_tokens, "prefill");
@@ -123,6 +125,7 @@ void add_bench_model_command(CLI::App& app) {
   count("--decode-tokens", bench->decode_tokens, "Tokens decoded one by one");
   count("--rounds", bench->rounds, "Rounds");
   add_device_option(*sub, bench->device);
+  add_compute_option(*sub, bench->compute);
   sub->add_option("--json", bench->json, "File to write the result to");
   sub->callback([bench] { bench->run(); });
 }

@@ -12,6 +12,7 @@
 #include <optional>
 #include <string_view>
 
+#include "rewrite/linear_compute.h"
 #include "rewrite/placement.h"
 
 namespace gptq::tools {
@@ -100,6 +101,22 @@ void move_to(LoadedModel& model, at::Device device) {
   TORCH_CHECK(model.kind != ModelKind::kAotInductor, model.source,
               ": must be run with --device cpu, which it is compiled for, got ", device);
   model.module = rewrite::copy_to(model.module, device);
+}
+
+void add_compute_option(CLI::App& command, std::string& compute) {
+  command.add_option("--compute", compute, "What packed linears take their inputs as: float32, 16 bits or 8 bits")
+      ->default_str("exact, or as a TorchScript file says")
+      ->check(CLI::IsMember({"exact", "bf16", "int8"}));
+}
+
+void set_compute(const LoadedModel& model, const std::string& compute) {
+  if (compute.empty()) {
+    return;
+  }
+  TORCH_CHECK(model.kind != ModelKind::kAotInductor, model.source,
+              ": must be run without --compute, since its code is compiled already, got ", compute);
+  TORCH_CHECK(rewrite::set_linear_compute(model.module, compute) > 0, model.source,
+              ": must have packed linears to be run with --compute ", compute, ", has none");
 }
 
 void synchronize(at::Device device) {

@@ -21,6 +21,13 @@ at::Device open_device(const std::string& name);
 /// @throws c10::Error where its code is compiled for a device already
 void move_to(LoadedModel& model, at::Device device);
 
+/// Adds --compute: how packed linears multiply, exact, bf16 or int8; as the model says where it is not given.
+void add_compute_option(CLI::App& command, std::string& compute);
+
+/// Makes a loaded model that has not run yet compute so; "": as it says.
+/// @throws c10::Error where it has no packed linear, or where its code is compiled already
+void set_compute(const LoadedModel& model, const std::string& compute);
+
 /// Waits for all work on the device.
 void synchronize(at::Device device);
 

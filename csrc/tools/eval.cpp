@@ -16,6 +16,7 @@ struct EvalCommand {
   std::string reference;
   std::string json;
   std::string device = "cpu";
+  std::string compute;
 
   void run() const;
 };
@@ -25,6 +26,7 @@ void EvalCommand::run() const {
   LoadedModel model = input.load();
   const std::vector<int64_t> ids = windows.read(text, model, input.load_tokenizer());
   const EvaluationOptions options = windows.resolve(model);
+  set_compute(model, compute);
   move_to(model, target);
   std::vector<torch::jit::Module> models{model.module};
   if (!reference.empty()) {
@@ -65,6 +67,7 @@ void add_eval_command(CLI::App& app) {
   command->windows.add_to(*sub);
   sub->add_option("--reference", command->reference, "Float model to report the KL divergence from");
   add_device_option(*sub, command->device);
+  add_compute_option(*sub, command->compute);
   sub->add_option("--json", command->json, "File to write the result to");
   sub->callback([command] { command->run(); });
 }

@@ -18,6 +18,7 @@ struct GenerateCommand {
   std::string prompt;
   std::string json;
   std::string device = "cpu";
+  std::string compute;
   GenerateOptions options;
 
   void run();
@@ -34,6 +35,7 @@ void GenerateCommand::run() {
     options.eos_token_ids.push_back(*end);
   }
   JsonOutput output(json);
+  set_compute(model, compute);
   move_to(model, target);
   const std::vector<int64_t> tokens = generate(model.module, ids, options);
   const std::string text = tokenizer.decode(tokens);
@@ -59,6 +61,7 @@ void add_generate_command(CLI::App& app) {
       ->check(CLI::NonNegativeNumber);
   sub->add_option("--seed", command->options.seed, "Seed of the draws")->capture_default_str();
   add_device_option(*sub, command->device);
+  add_compute_option(*sub, command->compute);
   sub->add_option("--json", command->json, "File to write the result to");
   sub->callback([command] { command->run(); });
 }

@@ -221,6 +221,26 @@ def test_bench_model_reports_tokens_per_second(gptq, quantized, demo_model, tmp_
     refused(too_long, saying="--prefill-tokens: must fit the context length")
 
 
+def test_compute_decides_how_accurately_the_linears_multiply(gptq, quantized, demo_model, text, tmp_path):
+    def divergence(*options):
+        path = tmp_path / "eval.json"
+        scored = ["--text", text[1], "--max-tokens", "2000", "--reference", demo_model, "--json", path]
+        result = gptq("eval", quantized[0], *scored, *options)
+        assert result.returncode == 0, result.stderr
+        return json.loads(path.read_text())["kl_divergence"]["quantized"]
+
+    exact, two_digits, one_digit = (divergence("--compute", mode) for mode in ("exact", "bf16", "int8"))
+    assert divergence() == exact
+    assert two_digits != exact
+    # 16 bits change outputs by 2^-16 of the inputs; 8 bits by about 1 %, as much as the weights' own rounding.
+    assert abs(two_digits / exact - 1) < 1e-3
+    assert 1.1 < one_digit / exact < 3
+    generated = gptq("generate", quantized[0], "--prompt", "The", "--max-new-tokens", "4", "--compute", "int8")
+    assert generated.returncode == 0, generated.stderr
+    refused(gptq("generate", quantized[0], "--prompt", "The", "--compute", "int4"), saying="--compute: int4 not in")
+    refused(gptq("generate", demo_model, "--prompt", "The", "--compute", "int8"), saying="must have packed linears")
+
+
 def test_the_seed_decides_the_model(gptq, demo_model, text, tmp_path):
     for name, seed in (("a", "7"), ("b", "7"), ("c", "8")):
         result = gptq(
