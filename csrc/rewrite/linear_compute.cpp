@@ -1,5 +1,4 @@
-#include "rewrite/linear_compute.h"
-
+#include <gptq/quantize_module.h>
 #include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/ir/ir.h>
 
@@ -8,7 +7,7 @@
 
 #include "rewrite/linear_finder.h"
 
-namespace gptq::rewrite {
+namespace gptq {
 namespace {
 
 using torch::jit::Graph;
@@ -16,8 +15,8 @@ using torch::jit::Node;
 
 int64_t set_compute(Graph& graph, const std::string& compute) {
   std::vector<Node*> linears;
-  for_each_node(graph.block(), [&](Node* node) {
-    if (packed_linear_bits(node)) linears.push_back(node);
+  rewrite::for_each_node(graph.block(), [&](Node* node) {
+    if (rewrite::packed_linear_bits(node)) linears.push_back(node);
   });
   for (Node* linear : linears) {
     const torch::jit::WithInsertPoint at_linear(linear);
@@ -30,6 +29,8 @@ int64_t set_compute(Graph& graph, const std::string& compute) {
 }  // namespace
 
 int64_t set_linear_compute(const torch::jit::Module& module, const std::string& compute) {
+  TORCH_CHECK(compute == "exact" || compute == "bf16" || compute == "int8",
+              "set_linear_compute: compute must be \"exact\", \"bf16\" or \"int8\", got \"", compute, "\"");
   std::unordered_set<Graph*> graphs;
   for (const torch::jit::Module& part : module.modules()) {
     for (const torch::jit::Method& method : part.get_methods()) {
@@ -41,4 +42,4 @@ int64_t set_linear_compute(const torch::jit::Module& module, const std::string& 
   return linears;
 }
 
-}  // namespace gptq::rewrite
+}  // namespace gptq

@@ -6,13 +6,13 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
+#include <gptq/quantize_module.h>
 #include <torch/csrc/jit/passes/tensorexpr_fuser.h>
 
 #include <charconv>
 #include <optional>
 #include <string_view>
 
-#include "rewrite/linear_compute.h"
 #include "rewrite/placement.h"
 
 namespace gptq::tools {
@@ -115,7 +115,7 @@ void set_compute(const LoadedModel& model, const std::string& compute) {
   }
   TORCH_CHECK(model.kind != ModelKind::kAotInductor, model.source,
               ": must be run without --compute, since its code is compiled already, got ", compute);
-  TORCH_CHECK(rewrite::set_linear_compute(model.module, compute) > 0, model.source,
+  TORCH_CHECK(set_linear_compute(model.module, compute) > 0, model.source,
               ": must have packed linears to be run with --compute ", compute, ", has none");
 }
 

@@ -84,6 +84,13 @@ struct PackedLinearInfo : LinearInfo {
 /// weight does not tell more.
 std::vector<PackedLinearInfo> find_packed_linears(const torch::jit::Module& module);
 
+/// Makes every gptq::linear_w4 and linear_w8 in the methods of a module and its submodules compute in another mode.
+/// Comes before the first call of the module: what has run stays as it was compiled then.
+/// @param compute "exact", "bf16" or "int8", see linear_w4; what quantize_module inserts is "exact"
+/// @return how many linears that are
+/// @throws c10::Error on another mode
+int64_t set_linear_compute(const torch::jit::Module& module, const std::string& compute);
+
 /// Quantizes the linears of a TorchScript module and puts gptq::linear_w4 in their place, or linear_w8 for
 /// more than 4 bits.
 ///

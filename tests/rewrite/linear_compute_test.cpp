@@ -1,5 +1,3 @@
-#include "rewrite/linear_compute.h"
-
 #include <gptq/linear_w4.h>
 #include <gptq/quantize_module.h>
 #include <gtest/gtest.h>
@@ -68,6 +66,10 @@ TEST(LinearCompute, AFileThatWasLoadedTakesTheMode) {
   EXPECT_EQ(set_linear_compute(module, "int8"), 2);
   const at::Tensor x = random_tensor({5, 16}, 8);
   EXPECT_TRUE(at::equal(run(module, x), expected(module, x, "int8")));
+}
+
+TEST(LinearCompute, AnotherModeIsRefused) {
+  EXPECT_THROW(set_linear_compute(quantized_chain(), "int4"), c10::Error);
 }
 
 TEST(LinearCompute, AFloatModuleHasNoLinearToSet) {
