@@ -36,14 +36,14 @@ struct Checks {
     require(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, name,
             " must be Float, BFloat16 or Half, got ", dtype);
   }
-
-  void compute(std::string_view mode) const {
-    require(mode == "exact" || mode == "bf16" || mode == "int8",
-            "compute must be \"exact\", \"bf16\" or \"int8\", got \"", mode, "\"");
-  }
 };
 
 }  // namespace
+
+void check_linear_compute(const char* op, std::string_view compute) {
+  TORCH_CHECK(compute == "exact" || compute == "bf16" || compute == "int8", op,
+              ": compute must be \"exact\", \"bf16\" or \"int8\", got \"", compute, "\"");
+}
 
 void check_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed, const at::Tensor& scales,
                      const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
@@ -52,7 +52,7 @@ void check_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed
   check.floating(input, "input");
   check.require(input.dim() >= 1, "input must have at least one dimension, got a scalar");
   check.require(group_size == -1 || group_size >= 1, "group_size must be -1 or at least 1, got ", group_size);
-  check.compute(compute);
+  check_linear_compute(check.op, compute);
   check.tensor(packed, "packed", at::kByte, input);
   check.tensor(scales, "scales", at::kHalf, input);
   check.require(scales.dim() == 2, "scales must be [n_groups, N], got ", scales.sym_sizes());

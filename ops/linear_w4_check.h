@@ -18,6 +18,9 @@ void check_linear_w4(int bits, const at::Tensor& input, const at::Tensor& packed
                      const std::optional<at::Tensor>& zeros, const std::optional<at::Tensor>& bias,
                      const std::optional<at::Tensor>& input_order, int64_t group_size, std::string_view compute);
 
+/// Throws, in the name of op, unless compute is "exact", "bf16" or "int8".
+void check_linear_compute(const char* op, std::string_view compute);
+
 /// How many digits the activations have: 1 for "int8", 2 for "bf16" and for 16-bit inputs, 3 for f32.
 int linear_w4_digits(at::ScalarType dtype, std::string_view compute);
 

@@ -63,7 +63,7 @@ tidy() {
 export -f tidy
 # shellcheck disable=SC2016 # the inner shell expands $0
 sed -n 's/^ *"file": "\(.*\.\(cpp\|cxx\)\)".*/\1/p' build/tidy/compile_commands.json |
-  xargs -d '\n' -n 1 -P "$jobs" bash -c 'tidy "$0"' || failed+=(clang-tidy)
+  xargs -d '\n' -r -n 1 -P "$jobs" bash -c 'tidy "$0"' || failed+=(clang-tidy)
 
 if ((${#failed[@]})); then
   printf 'lint.sh: failed: %s\n' "${failed[@]}" >&2

@@ -5,6 +5,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "linear_w4_check.h"
 #include "rewrite/linear_finder.h"
 
 namespace gptq {
@@ -29,8 +30,7 @@ int64_t set_compute(Graph& graph, const std::string& compute) {
 }  // namespace
 
 int64_t set_linear_compute(const torch::jit::Module& module, const std::string& compute) {
-  TORCH_CHECK(compute == "exact" || compute == "bf16" || compute == "int8",
-              "set_linear_compute: compute must be \"exact\", \"bf16\" or \"int8\", got \"", compute, "\"");
+  check_linear_compute("set_linear_compute", compute);
   std::unordered_set<Graph*> graphs;
   for (const torch::jit::Module& part : module.modules()) {
     for (const torch::jit::Method& method : part.get_methods()) {

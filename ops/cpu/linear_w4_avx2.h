@@ -41,6 +41,12 @@ struct Avx2 {
     return _mm_cvtsi128_si32(four);
   }
 
+  // X of eight columns, see step 2 of the arithmetic.
+  static __m256i round_scaled(const float* x, float lift, float ratio) {
+    const __m256 lifted = _mm256_mul_ps(_mm256_loadu_ps(x), _mm256_set1_ps(lift));
+    return _mm256_cvtps_epi32(_mm256_mul_ps(lifted, _mm256_set1_ps(ratio)));
+  }
+
   // Adding 128 to every digit makes the digits the bytes of the sum; flipping the top bits takes the 128 off again.
   template <int D>
   static void split(const float* x, int64_t atoms, float lift, float ratio, int8_t* digits, int32_t* sums) {
@@ -50,8 +56,7 @@ struct Avx2 {
     __m256i total[D];
     for (int d = 0; d < D; ++d) total[d] = _mm256_setzero_si256();
     for (int64_t i = 0; i < atoms; ++i) {
-      const __m256 lifted = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(lift));
-      __m256i value = _mm256_cvtps_epi32(_mm256_mul_ps(lifted, _mm256_set1_ps(ratio)));
+      __m256i value = round_scaled(x + 8 * i, lift, ratio);
       value = _mm256_xor_si256(_mm256_add_epi32(value, offset), offset);
       for (int d = 0; d < D; ++d)
         total[d] = _mm256_add_epi32(total[d], _mm256_srai_epi32(_mm256_slli_epi32(value, 24 - 8 * d), 24));

@@ -24,8 +24,7 @@ struct Avx2WideSplit : Avx2 {
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 8, 9, 4, 5, 12, 13, 2, 6, 10, 14, -1, -1, -1, -1));
     __m256i total = _mm256_setzero_si256(), top = total;
     for (int64_t i = 0; i < atoms; ++i) {
-      const __m256 lifted = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(lift));
-      __m256i value = _mm256_cvtps_epi32(_mm256_mul_ps(lifted, _mm256_set1_ps(ratio)));
+      __m256i value = round_scaled(x + 8 * i, lift, ratio);
       total = _mm256_add_epi32(total, value);
       if constexpr (D == 3) {
         value = _mm256_xor_si256(_mm256_add_epi32(value, _mm256_set1_epi32(0x8080)), _mm256_set1_epi32(0x8000));
