@@ -19,7 +19,6 @@ struct Avx2 {
   };
 
   static constexpr int rows(int digits) { return 6 / digits; }  // 12 of the 16 registers
-  static constexpr bool kPrefetches = false;                    // costs more in cache than it gains from memory
   static constexpr int blocks(int, int) { return 1; }
 
   static uint32_t max_magnitude(const float* x, int64_t vectors) {
@@ -100,56 +99,73 @@ struct Avx2 {
     asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
   }
 
-  // One half of the atoms after the other, so that half as many registers hold codes. Isa: load_codes and add_products.
-  template <class Isa, int B, int R, int D>
-  [[gnu::always_inline]] static void add_atoms(Int (&sums)[R][1][D], const uint8_t* weights, int nibble,
-                                               const int8_t* digits, int64_t digit_stride, int64_t atoms) {
-    for (int64_t i = 0; i < atoms; ++i) {
-      const uint8_t* atom = weights + i * atom_bytes(B);
-      if constexpr (Isa::kPrefetches) prefetch_codes<B>(atom);
+  // One half of the atoms after the other, so that half as many registers hold codes. Isa: load_codes and add_products;
+  // kFresh: sums hold nothing yet.
+  template <class Isa, int B, bool kFresh, int R, int D>
+  [[gnu::always_inline]] static void add_atom(Int (&sums)[R][1][D], const uint8_t* atom, int nibble,
+                                              const int8_t* digits, int64_t digit_stride) {
 #pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        const __m256i first = Isa::template load_codes<B>(atom, nibble, half);
-        const __m256i second = Isa::template load_codes<B>(atom + 32, nibble, half);
+    for (int half = 0; half < 2; ++half) {
+      const __m256i first = Isa::template load_codes<B>(atom, nibble, half);
+      const __m256i second = Isa::template load_codes<B>(atom + 32, nibble, half);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r)
+      for (int r = 0; r < R; ++r)
 #pragma GCC unroll 3
-          for (int d = 0; d < D; ++d) {
-            const int8_t* digit = digits + r * digit_stride + (i * D + d) * kAtomColumns;
-            const __m256i four = broadcast_digits(digit + 4 * half);
-            Isa::add_products(sums[r][0][d].half[0], first, four);
-            Isa::add_products(sums[r][0][d].half[1], second, four);
+        for (int d = 0; d < D; ++d) {
+          const __m256i four = broadcast_digits(digits + r * digit_stride + d * kAtomColumns + 4 * half);
+          Int& sum = sums[r][0][d];
+          if (kFresh && half == 0) {
+            sum = {{_mm256_maddubs_epi16(first, four), _mm256_maddubs_epi16(second, four)}};
+          } else {
+            Isa::add_products(sum.half[0], first, four);
+            Isa::add_products(sum.half[1], second, four);
           }
-      }
+        }
     }
   }
 
-  // Eight sums of pairs, each at most 2·15·128, stay within 16 bits.
+  // Adds kAtoms atoms to j, or atoms where kAtoms is 0, at most four: eight sums of pairs, each at most 2·15·128, stay
+  // within 16 bits.
+  template <int B, int kAtoms, int R, int D>
+  [[gnu::always_inline]] static void add_widened(Int (&j)[R][1][D], const uint8_t* weights, const int8_t* digits,
+                                                 int64_t digit_stride, int64_t atoms) {
+#pragma GCC unroll 2
+    for (int nibble = 0; nibble < B / 4; ++nibble) {
+      Int sums[R][1][D];
+      add_atom<Avx2, B, true>(sums, weights, nibble, digits, digit_stride);
+#pragma GCC unroll 4
+      for (int64_t i = 1; i < (kAtoms != 0 ? kAtoms : atoms); ++i)
+        add_atom<Avx2, B, false>(sums, weights + i * atom_bytes(B), nibble, digits + i * D * kAtomColumns,
+                                 digit_stride);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int d = 0; d < D; ++d) {
+          const bool merged = D > 1 && d == 1;
+          const __m256i weight = _mm256_set1_epi16((nibble == 0 ? 1 : 16) * (merged ? 256 : 1));
+          Int& to = j[r][0][merged ? 0 : d];
+#pragma GCC unroll 2
+          for (int h = 0; h < 2; ++h)
+            to.half[h] = _mm256_add_epi32(to.half[h], _mm256_madd_epi16(sums[r][0][d].half[h], weight));
+        }
+      asm volatile("" ::: "memory");  // keeps the loads of one nibble behind the sums of the other
+    }
+  }
+
   template <int B, int R, int C, int D>
   [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t, const int8_t* digits,
                                          int64_t digit_stride, int64_t atoms) {
     static_assert(C == 1);
-    for (int64_t i = 0; i < atoms; i += 4) {
-      const int64_t count = atoms - i < 4 ? atoms - i : 4;
-#pragma GCC unroll 2
-      for (int nibble = 0; nibble < B / 4; ++nibble) {
-        Int sums[R][1][D];
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 3
-          for (int d = 0; d < D; ++d) sums[r][0][d] = broadcast_int(0);
-        add_atoms<Avx2, B>(sums, weights + i * atom_bytes(B), nibble, digits + i * D * kAtomColumns, digit_stride,
-                           count);
-        const __m256i weight = _mm256_set1_epi16(nibble == 0 ? 1 : 16);
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 3
-          for (int d = 0; d < D; ++d)
-#pragma GCC unroll 2
-            for (int h = 0; h < 2; ++h)
-              j[r][0][d].half[h] =
-                  _mm256_add_epi32(j[r][0][d].half[h], _mm256_madd_epi16(sums[r][0][d].half[h], weight));
-      }
+    if constexpr (D > 1) {
+      for (int r = 0; r < R; ++r) j[r][0][0] = shift8_add(j[r][0][1], j[r][0][0]);
+    }
+    int64_t i = 0;
+    for (; i + 4 <= atoms; i += 4)
+      add_widened<B, 4>(j, weights + i * atom_bytes(B), digits + i * D * kAtomColumns, digit_stride, 4);
+    if (i < atoms)
+      add_widened<B, 0>(j, weights + i * atom_bytes(B), digits + i * D * kAtomColumns, digit_stride, atoms - i);
+    if constexpr (D > 1) {
+      for (int r = 0; r < R; ++r) j[r][0][1] = broadcast_int(0);
     }
   }
 

@@ -1,8 +1,8 @@
-// linear_w4 for AVX2 from a dozen rows on, with two or three digits. Digits 0 and 1 are one number of 16 bits here:
-// vpmaddwd sums its products in 32 bits at once, where vpmaddubsw, in as many instructions, leaves sums of 16 bits to
-// be widened. 128 is added to that number, since both digits reach -128; what this adds to the sums is taken off column
-// by column. Digit 2 is multiplied by vpmaddubsw, or with codes of 8 bits, whose products would not fit, by vpmaddwd
-// too.
+// linear_w4 for AVX2 with two or three digits, from a dozen rows on, or three to four with codes of 8 bits. Digits 0
+// and 1 are one number of 16 bits here: vpmaddwd sums its products in 32 bits at once, where vpmaddubsw, in as many
+// instructions, leaves sums of 16 bits to be widened. 128 is added to that number, since both digits reach -128; what
+// this adds to the sums is taken off column by column. Digit 2 is multiplied by vpmaddubsw, or with codes of 8 bits,
+// whose products would not fit, by vpmaddwd too.
 #pragma once
 
 #include "cpu/linear_w4_avx2.h"
@@ -10,9 +10,8 @@
 namespace gptq {
 namespace {
 
-constexpr int64_t kGroupAtoms = 17;     // that a group of 128 columns may touch
-constexpr int64_t kWideChunk = 64;      // rows that one unpacking of the weights serves
-constexpr int64_t kLeastWideRows = 12;  // fewer do not pay for the unpacking
+constexpr int64_t kGroupAtoms = 17;  // that a group of 128 columns may touch
+constexpr int64_t kWideChunk = 64;   // rows that one unpacking of the weights serves
 
 // A group's digits are [atoms][8] of 16 bits and, if three, [atoms][8] of 8 bits. The first are in the order
 // 0 2 1 3 4 6 5 7, in which codes as bytes become 16 bits by a mask and a shift. A group of zeros, or with a NaN, keeps
@@ -243,9 +242,11 @@ void multiply_wide_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row
   }
 }
 
-// The same answer for all rows that are split together. A single digit has nothing to gain.
+// The same answer for all rows that are split together. A single digit has nothing to gain; fewer rows do not pay for
+// the unpacking, which saves codes of 8 bits from being two nibbles.
 inline bool takes_wide_digits(const LinearW4Problem& p) {
-  return p.m >= kLeastWideRows && p.digits > 1;
+  const int64_t least_rows = p.bits == 8 ? p.digits + 1 : 12;
+  return p.digits > 1 && p.m >= least_rows;
 }
 
 inline void split_avx2(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {

@@ -5,8 +5,6 @@ namespace gptq {
 namespace {
 
 struct AvxVnni : Avx2 {
-  static constexpr bool kPrefetches = true;
-
   template <int B>
   [[gnu::always_inline]] static __m256i load_codes(const uint8_t* atom, int nibble, int half) {
     if constexpr (B == 8) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(atom + 64 * half));
@@ -22,7 +20,11 @@ struct AvxVnni : Avx2 {
   [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t, const int8_t* digits,
                                          int64_t digit_stride, int64_t atoms) {
     static_assert(C == 1);
-    add_atoms<AvxVnni, B>(j, weights, 0, digits, digit_stride, atoms);
+    for (int64_t i = 0; i < atoms; ++i) {
+      const uint8_t* atom = weights + i * atom_bytes(B);
+      prefetch_codes<B>(atom);
+      add_atom<AvxVnni, B, false>(j, atom, 0, digits + i * D * kAtomColumns, digit_stride);
+    }
   }
 };
 

@@ -116,7 +116,7 @@ TEST(LinearW4Bits, EveryNumberOfRowsAroundATile) {
   // Groups of 43 start inside atoms, and have an odd number of them; spans end inside the row.
   for (const auto& [bits, with_zeros] : {std::pair{4, false}, {4, true}, {8, true}}) {
     const W4Weight weight = random_w4_weight(50, 1200, 43, with_zeros, 44, bits);
-    for (const int64_t rows : {5, 11, 12, 13, 16, 17, 18, 19, 31, 33, 47, 63, 64, 65, 71, 127, 129}) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 6, 11, 12, 13, 16, 17, 18, 19, 31, 33, 47, 63, 64, 65, 71, 127, 129}) {
       const at::Tensor x = varied_input(rows, 1200, 46);
       for (const char* compute : {"bf16", "exact"}) {
         const at::Tensor expected = run_at(levels.back(), x, weight, {}, compute);
