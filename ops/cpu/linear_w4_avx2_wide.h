@@ -219,7 +219,9 @@ class Avx2WideBlocks {
       }
       return Avx2::mul(v, scale);
     };
-    outputs_.template add<R>(row, c, group.ends_span, value, [&](int r) { return x_scales[r * n_groups]; });
+    const int64_t from = row - outputs_.row_begin;
+    outputs_.template add<R>(from, c, value, [&](int r) { return x_scales[r * n_groups]; });
+    if (group.ends_span) outputs_.end_span(from, R, c);
   }
 
   const LinearW4Problem& p_;

@@ -139,18 +139,21 @@ struct BlockOutputs {
     return left < kAtomRows ? left : kAtomRows;
   }
 
-  // p = fma(v·s_w, s_x, p) of row and the R - 1 behind it; value(r) is v·s_w, x_scale(r) is s_x.
+  // p = fma(v·s_w, s_x, p) of R rows from the row-th of these on; value(r) is v·s_w, x_scale(r) is s_x.
   template <int R, class Value, class Scale>
-  [[gnu::always_inline]] void add(int64_t row, int c, bool ends_span, const Value& value, const Scale& x_scale) {
-    constexpr int64_t kRow = C * kAtomRows;
-    float *part = partial[row - row_begin][c], *to = y[row - row_begin][c];
+  [[gnu::always_inline]] void add(int64_t row, int c, const Value& value, const Scale& x_scale) {
+    float* part = partial[row][c];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       float* at = part + r * kRow;
       Isa::store(at, Isa::fma(value(r), Isa::broadcast(x_scale(r)), Isa::load(at, kAtomRows)), kAtomRows);
     }
-    if (!ends_span) return;
-    for (int r = 0; r < R; ++r) {
+  }
+
+  // y = y + p, p = +0.
+  void end_span(int64_t row, int64_t rows, int c) {
+    float *part = partial[row][c], *to = y[row][c];
+    for (int64_t r = 0; r < rows; ++r) {
       Isa::store(to + r * kRow, Isa::add(Isa::load(to + r * kRow, kAtomRows), Isa::load(part + r * kRow, kAtomRows)),
                  kAtomRows);
       Isa::store(part + r * kRow, Isa::broadcast(0.0f), kAtomRows);
@@ -158,14 +161,20 @@ struct BlockOutputs {
   }
 
   void write() const {
-    for (int64_t row = row_begin; row < row_end; ++row)
-      for (int c = 0; c < C; ++c) {
-        const int64_t column = (block + c) * kAtomRows;
-        Float values = Isa::load(y[row - row_begin][c], kAtomRows);
-        if (p.bias) values = Isa::add(values, Isa::load(p.bias + column, lanes(c)));
-        store_outputs<Isa>(p, row * p.n + column, values, lanes(c));
+    const LinearW4Problem problem = p;  // no store can change it, so that it stays in registers
+    const int64_t rows = row_end - row_begin;
+    for (int c = 0; c < C; ++c) {
+      const int64_t column = (block + c) * kAtomRows, count = lanes(c);
+      const Float bias = problem.bias ? Isa::load(problem.bias + column, count) : Isa::broadcast(0.0f);
+      for (int64_t r = 0; r < rows; ++r) {
+        Float values = Isa::load(y[r][c], kAtomRows);
+        if (problem.bias) values = Isa::add(values, bias);
+        store_outputs<Isa>(problem, (row_begin + r) * problem.n + column, values, count);
       }
+    }
   }
+
+  static constexpr int64_t kRow = C * kAtomRows;
 
   const LinearW4Problem& p;
   int64_t row_begin, row_end, block;

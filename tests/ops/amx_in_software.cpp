@@ -60,7 +60,7 @@ struct SoftwareTiles {
     __builtin_memcpy(to, state().tiles[C], 1024);
   }
 
-  template <int C, int A, int B>
+  template <int C, int A, int B, bool kSigned>
   static void multiply() {
     static_assert(C != A && C != B && A != B);
     check(state().configured);
@@ -68,8 +68,10 @@ struct SoftwareTiles {
       for (int n = 0; n < 16; ++n) {
         int32_t sum;
         __builtin_memcpy(&sum, state().tiles[C][m] + 4 * n, sizeof(sum));
-        for (int k = 0; k < 64; ++k)
-          sum += static_cast<int8_t>(state().tiles[A][m][k]) * state().tiles[B][k / 4][4 * n + k % 4];
+        for (int k = 0; k < 64; ++k) {
+          const uint8_t byte = state().tiles[B][k / 4][4 * n + k % 4];
+          sum += static_cast<int8_t>(state().tiles[A][m][k]) * (kSigned ? static_cast<int8_t>(byte) : byte);
+        }
         __builtin_memcpy(state().tiles[C][m] + 4 * n, &sum, sizeof(sum));
       }
   }

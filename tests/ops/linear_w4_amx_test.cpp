@@ -67,6 +67,9 @@ TEST_F(LinearW4Amx, LargestSums) {
         bits == 8 ? pack_w8(at::full({33, 260}, 255, at::kByte)) : pack_w4(at::full({33, 260}, 15, at::kByte));
     weight.zeros = at::zeros({3, 33}, at::kByte);
     for (const double value : {-1.0, 1.0}) expect_same(at::full({20, 260}, value), weight, {}, "exact");
+    weight.zeros = std::nullopt;
+    weight.packed.zero_();
+    for (const double value : {-1.0, 1.0}) expect_same(at::full({20, 260}, value), weight, {}, "exact");
   }
 }
 
