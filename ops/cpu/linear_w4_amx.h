@@ -25,6 +25,23 @@ struct DigitPlanes {
   static int64_t at(int64_t atom, int digit, int64_t atoms) {
     return (digit * atoms + atom) * kAtomColumns;
   }
+
+  template <int D>
+  static void store(int8_t* digits, int64_t atom, int64_t atoms, __m512i bytes) {
+    const __m512i planes =
+        _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
+    store_plane(digits + at<D>(atom, 0, atoms), atoms - atom, _mm512_castsi512_si128(planes));
+    if constexpr (D > 1)
+      store_plane(digits + at<D>(atom, 1, atoms), atoms - atom, _mm512_extracti32x4_epi32(planes, 1));
+    if constexpr (D > 2)
+      store_plane(digits + at<D>(atom, 2, atoms), atoms - atom, _mm512_extracti32x4_epi32(planes, 2));
+  }
+
+ private:
+  static void store_plane(int8_t* to, int64_t atoms, __m128i two) {
+    if (atoms > 1) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), two);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), two);
+  }
 };
 
 using AmxVectors = Avx512vnni<DigitPlanes>;

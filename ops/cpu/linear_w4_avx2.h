@@ -47,30 +47,31 @@ struct Avx2 {
   }
 
   // Adding 128 to every digit makes the digits the bytes of the sum; flipping the top bits takes the 128 off again.
+  // Three digits are stored with 8 bytes behind them, which the next atom or the next group overwrites.
   template <int D>
   static void split(const float* x, int64_t atoms, float lift, float ratio, int8_t* digits, int32_t* sums) {
     const __m256i offset = _mm256_set1_epi32(D == 1 ? 0x80 : D == 2 ? 0x8080 : 0x808080);
     const __m256i by_digit =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    __m256i total[D];
-    for (int d = 0; d < D; ++d) total[d] = _mm256_setzero_si256();
+    const __m256i halves_together = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i total = _mm256_setzero_si256();  // of pairs of a digit
     for (int64_t i = 0; i < atoms; ++i) {
-      __m256i value = round_scaled(x + 8 * i, lift, ratio);
-      value = _mm256_xor_si256(_mm256_add_epi32(value, offset), offset);
-      for (int d = 0; d < D; ++d)
-        total[d] = _mm256_add_epi32(total[d], _mm256_srai_epi32(_mm256_slli_epi32(value, 24 - 8 * d), 24));
-      const __m256i bytes = _mm256_shuffle_epi8(value, by_digit);
-      const __m128i first = _mm256_castsi256_si128(bytes), second = _mm256_extracti128_si256(bytes, 1);
-      const __m128i low = _mm_unpacklo_epi32(first, second);
+      const __m256i value = _mm256_add_epi32(round_scaled(x + 8 * i, lift, ratio), offset);
+      __m256i bytes = _mm256_shuffle_epi8(_mm256_xor_si256(value, offset), by_digit);
+      total = _mm256_add_epi16(total, _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes));
+      bytes = _mm256_permutevar8x32_epi32(bytes, halves_together);
       int8_t* atom = digits + i * D * kAtomColumns;
       if constexpr (D == 1) {
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(atom), low);
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(atom), _mm256_castsi256_si128(bytes));
+      } else if constexpr (D == 2) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(atom), _mm256_castsi256_si128(bytes));
       } else {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(atom), low);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(atom), bytes);
       }
-      if constexpr (D == 3) _mm_storel_epi64(reinterpret_cast<__m128i*>(atom + 16), _mm_unpackhi_epi32(first, second));
     }
-    for (int d = 0; d < D; ++d) sums[d] = sum(total[d]);
+    total = _mm256_madd_epi16(total, _mm256_set1_epi16(1));
+    const __m128i by_sum = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    __builtin_memcpy(sums, &by_sum, sizeof(int32_t) * D);
   }
 
   static __m256i broadcast_digits(const int8_t* four) {

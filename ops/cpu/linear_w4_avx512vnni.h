@@ -1,5 +1,4 @@
-// linear_w4 for AVX-512 with VNNI: vpdpbusd multiplies four columns' codes with four digits in each lane. Digits says
-// where a token's digits of one activation group lie.
+// linear_w4 for AVX-512 with VNNI: vpdpbusd multiplies four columns' codes with four digits in each lane.
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -14,11 +13,29 @@
 namespace gptq {
 namespace {
 
-// Digits of an atom beside each other, as linear_w4.h has it.
+// Digits of an atom beside each other, as linear_w4.h has it. Digits says how a token's digits of one activation group
+// lie: at(), and store(), which takes those of two atoms, digit d of columns 4l .. 4l + 3 in dword 4l + d.
 struct InterleavedDigits {
   template <int D>
   static int64_t at(int64_t atom, int digit, int64_t) {
     return (atom * D + digit) * kAtomColumns;
+  }
+
+  // Writes more than two atoms, or than the last one; the next ones or the next group overwrite what is behind.
+  template <int D>
+  static void store(int8_t* digits, int64_t atom, int64_t, __m512i bytes) {
+    int8_t* to = digits + atom * D * kAtomColumns;
+    if constexpr (D == 1) {
+      const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_castsi512_si128(_mm512_permutexvar_epi32(order, bytes)));
+    } else if constexpr (D == 2) {
+      const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 8, 12, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                          _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, bytes)));
+    } else {
+      const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 8, 12, 9, 13, 10, 14, 0, 0, 0, 0);
+      _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, bytes));
+    }
   }
 };
 
@@ -46,23 +63,20 @@ struct Avx512vnni {
   template <int D>
   static void split(const float* x, int64_t atoms, float lift, float ratio, int8_t* digits, int32_t* sums) {
     const __m512i offset = _mm512_set1_epi32(D == 1 ? 0x80 : D == 2 ? 0x8080 : 0x808080);
-    __m512i total[D];
-    for (int d = 0; d < D; ++d) total[d] = _mm512_setzero_si512();
+    const __m512i by_digit =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m512i total = _mm512_setzero_si512();
     for (int64_t i = 0; i < atoms; i += 2) {
       const __m512 lifted = _mm512_mul_ps(_mm512_loadu_ps(x + i * kAtomColumns), _mm512_set1_ps(lift));
-      __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(lifted, _mm512_set1_ps(ratio)));
-      value = _mm512_xor_si512(_mm512_add_epi32(value, offset), offset);
-      for (int d = 0; d < D; ++d) {
-        const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_srli_epi32(value, 8 * d));
-        total[d] = _mm512_add_epi32(total[d], _mm512_cvtepi8_epi32(bytes));
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(digits + Digits::template at<D>(i, d, atoms)), bytes);
-        if (i + 1 < atoms) {
-          _mm_storel_epi64(reinterpret_cast<__m128i*>(digits + Digits::template at<D>(i + 1, d, atoms)),
-                           _mm_srli_si128(bytes, 8));
-        }
-      }
+      const __m512i value = _mm512_cvtps_epi32(_mm512_mul_ps(lifted, _mm512_set1_ps(ratio)));
+      const __m512i digits_of_value = _mm512_xor_si512(_mm512_add_epi32(value, offset), offset);
+      const __m512i bytes = _mm512_shuffle_epi8(digits_of_value, by_digit);
+      total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), bytes);
+      Digits::template store<D>(digits, i, atoms, bytes);
     }
-    for (int d = 0; d < D; ++d) sums[d] = _mm512_reduce_add_epi32(total[d]);
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(total), _mm512_extracti64x4_epi64(total, 1));
+    const __m128i by_sum = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    __builtin_memcpy(sums, &by_sum, sizeof(int32_t) * D);
   }
 
   static __m512i broadcast_digits(const int8_t* four) {

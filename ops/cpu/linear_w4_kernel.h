@@ -43,22 +43,26 @@ const float* group_values(const LinearW4Problem& p, int64_t row, const LinearW4G
     copy_columns(x, p.order, group.begin, width, padded + offset);
     return padded;
   }
-  uint16_t halves[kPaddedGroup] = {};
-  copy_columns(static_cast<const uint16_t*>(p.x) + row * p.x_stride, p.order, group.begin, width, halves + offset);
-  for (int64_t i = 0; i < kPaddedGroup; i += 16) {
-    const auto values = p.type == LinearW4Type::kBf16 ? Isa::load_bf16(halves + i, 16) : Isa::load_f16(halves + i, 16);
-    Isa::store(padded + i, values, 16);
+  const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
+  const uint16_t* from = x + group.begin;
+  int64_t count = width;
+  uint16_t halves[kPaddedGroup];
+  if (p.order != nullptr || offset != 0 || width % 16 != 0) {
+    __builtin_memset(halves, 0, sizeof(halves));
+    copy_columns(x, p.order, group.begin, width, halves + offset);
+    from = halves;
+    count = kPaddedGroup;
   }
+  const bool is_bf16 = p.type == LinearW4Type::kBf16;
+  for (int64_t i = 0; i < count; i += 16)
+    Isa::store(padded + i, is_bf16 ? Isa::load_bf16(from + i, 16) : Isa::load_f16(from + i, 16), 16);
   return padded;
 }
 
+// values are of whole vectors; bits are of the largest magnitude among them.
 template <class Isa, int D>
-void split_group(const LinearW4Problem& p, int64_t row, const LinearW4Group& group, int8_t* digits, float* scale,
-                 int32_t* sums) {
-  const int64_t vectors = (group.atoms + 1) / 2;
-  alignas(64) float padded[kPaddedGroup];
-  const float* source = group_values<Isa>(p, row, group, padded);
-  const uint32_t bits = Isa::max_magnitude(source, vectors);
+void split_group(const LinearW4Problem& p, const LinearW4Group& group, const float* values, uint32_t bits,
+                 int8_t* digits, float* scale, int32_t* sums) {
   float magnitude;
   __builtin_memcpy(&magnitude, &bits, sizeof(bits));
   constexpr uint32_t kInfinityBits = 0x7f800000;
@@ -70,20 +74,33 @@ void split_group(const LinearW4Problem& p, int64_t row, const LinearW4Group& gro
   }
   const float lift = magnitude < 0x1p-64f ? 0x1p80f : 1.0f;
   *scale = magnitude / 127.0f;
-  Isa::template split<D>(source, group.atoms, lift, digit_range(D) / (magnitude * lift), digits, sums);
+  Isa::template split<D>(values, group.atoms, lift, digit_range(D) / (magnitude * lift), digits, sums);
   const int32_t factor = p.zeros ? -1 : -middle_code(p.bits);
   for (int d = 0; d < D; ++d) sums[d] *= factor;
 }
 
+// Maxima come late, and so do quotients: those of several groups are waited for together.
 template <class Isa, int D>
 void split_rows(const LinearW4Problem& p, int64_t row_begin, int64_t row_end) {
+  constexpr int64_t kTogether = 8;
+  alignas(64) float padded[kTogether][kPaddedGroup];
+  const float* values[kTogether];
+  uint32_t largest[kTogether];
   for (int64_t row = row_begin; row < row_end; ++row) {
     int8_t* digits = p.x_digits + row * p.digit_stride;
-    for (int64_t g = 0; g < p.n_groups; ++g) {
-      const LinearW4Group& group = p.groups[g];
-      const int64_t at = row * p.n_groups + g;
-      split_group<Isa, D>(p, row, group, digits + group.digit_atom * D * kAtomColumns, p.x_scales + at,
-                          p.x_offsets + at * D);
+    for (int64_t first = 0; first < p.n_groups; first += kTogether) {
+      const int64_t count = p.n_groups - first < kTogether ? p.n_groups - first : kTogether;
+      for (int64_t i = 0; i < count; ++i) {
+        const LinearW4Group& group = p.groups[first + i];
+        values[i] = group_values<Isa>(p, row, group, padded[i]);
+        largest[i] = Isa::max_magnitude(values[i], (group.atoms + 1) / 2);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const LinearW4Group& group = p.groups[first + i];
+        const int64_t at = row * p.n_groups + first + i;
+        split_group<Isa, D>(p, group, values[i], largest[i], digits + group.digit_atom * D * kAtomColumns,
+                            p.x_scales + at, p.x_offsets + at * D);
+      }
     }
   }
 }
