@@ -91,7 +91,7 @@ struct LinearW4Problem : LinearW4Operands {
 
   // Written by split, read by multiply.
   int8_t* x_digits;      // [m][digit_stride]; a token is [digit atoms][digits][8], unless a kernel has another layout
-  int64_t digit_stride;  // bytes, at least 64 more than a token holds
+  int64_t digit_stride;  // bytes, at least 64 more than a token holds, which split may overwrite
   float* x_scales;       // [m, n_groups]: s_x
   int32_t* x_offsets;    // [m, n_groups, digits]: sum of each digit over the group, times -middle_code, or -1 if zeros;
                          // where a kernel makes two digits one number, that number's sum and then the next one's

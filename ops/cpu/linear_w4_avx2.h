@@ -126,7 +126,7 @@ struct Avx2 {
   }
 
   // Adds kAtoms atoms to j, or atoms where kAtoms is 0, at most four: eight sums of pairs, each at most 2·15·128, stay
-  // within 16 bits.
+  // within 16 bits. Those of digit 1 join those of digit 0.
   template <int B, int kAtoms, int R, int D>
   [[gnu::always_inline]] static void add_widened(Int (&j)[R][1][D], const uint8_t* weights, const int8_t* digits,
                                                  int64_t digit_stride, int64_t atoms) {
@@ -153,6 +153,8 @@ struct Avx2 {
     }
   }
 
+  // Digits 0 and 1 have one sum, 256·J_1 + J_0, which saves registers. It is exact, and v rounds but once, so that v is
+  // the same for that sum and zero as for the two.
   template <int B, int R, int C, int D>
   [[gnu::always_inline]] static void dot(Int (&j)[R][C][D], const uint8_t* weights, int64_t, const int8_t* digits,
                                          int64_t digit_stride, int64_t atoms) {
