@@ -106,7 +106,7 @@ def forward(self, ids: Tensor) -> Tensor:
     source << "def forward(self, x: Tensor) -> Tensor:\n    return gptq.linear_w" << rewrite::packed_bits(weight.bits)
            << "(x, self.packed, self.scales, " << (weight.zeros ? "self.zeros" : "None") << ", "
            << (has_bias ? "self.bias" : "None") << ", " << (weight.input_order ? "self.input_order" : "None") << ", "
-           << weight.group_size << ", 'exact')\n";
+           << weight.group_size << ", '" << config_.quantization->compute << "')\n";
     module.define(source.str(), resolver_);
     return module;
   }

@@ -32,6 +32,12 @@ void read_gptq_bits(const JsonFields& fields, int64_t& target) {
   target = value->get<int64_t>();
 }
 
+void read_compute(const JsonFields& fields, std::string& target) {
+  fields.text("compute", target);
+  if (target != "exact" && target != "bf16" && target != "int8")
+    fields.fail("compute", "\"exact\", \"bf16\" or \"int8\"", target);
+}
+
 void require(const JsonFields& fields, const char* name, const Json& wanted) {
   const Json* value = fields.find(name);
   if (value == nullptr || *value != wanted) fields.fail(name, show(wanted), value == nullptr ? Json() : *value);
@@ -44,6 +50,7 @@ QuantizationConfig read_libgptq(const JsonFields& fields) {
   read_bits(fields, result.defaults.bits);
   read_group_size(fields, result.defaults.group_size);
   fields.flag("sym", result.symmetric);
+  read_compute(fields, result.compute);
   const Json* modules = fields.find("modules");
   if (modules == nullptr) return result;
   if (!modules->is_object()) fields.fail("modules", "an object", *modules);

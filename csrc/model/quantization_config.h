@@ -27,7 +27,8 @@ const char* format_name(CheckpointFormat format);
 std::optional<CheckpointFormat> format_named(const std::string& name);
 
 /// What config.json says of the linears that are quantized, in its "quantization_config". One of
-/// {"quant_method": "libgptq", "format": "w4", "version": 1, "bits": 4, "group_size": 128, "sym": true,
+/// {"quant_method": "libgptq", "format": "w4", "version": 1, "bits": 4, "group_size": 128, "sym": true, "compute":
+/// "exact",
 ///  "modules": {"transformer.h.0.attn.c_attn": {"bits": 4, "group_size": 64}}}; entries of "modules" override;
 /// {"quant_method": "gptq", "checkpoint_format": "gptq" or "gptq_v2", "bits": 4, "group_size": 128, "sym": true,
 ///  "dynamic": {"+:^transformer\\.h\\.0\\.": {"bits": 8}, "-:lm_head": {}}}; "dynamic" overrides by regular expression;
@@ -49,6 +50,7 @@ struct QuantizationConfig {
   Module defaults{4, 128};
   bool symmetric = true;
   std::map<std::string, Module> modules;       ///< kLibgptq
+  std::string compute = "exact";               ///< kLibgptq: of all linears, see linear_w4
   GptqZeros gptq_zeros = GptqZeros::kLessOne;  ///< kGptq
   std::vector<Pattern> patterns;               ///< kGptq
   CompressedTensorsConfig compressed_tensors;  ///< kCompressedTensors; the others do not hold then

@@ -105,7 +105,7 @@ void move_to(LoadedModel& model, at::Device device) {
 
 void add_compute_option(CLI::App& command, std::string& compute) {
   command.add_option("--compute", compute, "What packed linears take their inputs as: float32, 16 bits or 8 bits")
-      ->default_str("exact, or as a TorchScript file says")
+      ->default_str(compute.empty() ? "as the model says" : compute)
       ->check(CLI::IsMember({"exact", "bf16", "int8"}));
 }
 

@@ -21,7 +21,8 @@ at::Device open_device(const std::string& name);
 /// @throws c10::Error where its code is compiled for a device already
 void move_to(LoadedModel& model, at::Device device);
 
-/// Adds --compute: how packed linears multiply, exact, bf16 or int8; as the model says where it is not given.
+/// Adds --compute: how packed linears multiply, exact, bf16 or int8; where it is not given compute stays, "" for as the
+/// model says.
 void add_compute_option(CLI::App& command, std::string& compute);
 
 /// Makes a loaded model that has not run yet compute so; "": as it says.

@@ -112,6 +112,7 @@ struct QuantizeCommand {
   std::string eval;
   std::string json;
   std::string device = "cpu";
+  std::string compute = "exact";
   int64_t samples = 128;
   int64_t sequence_length = 0;
   uint64_t seed = 0;
@@ -190,7 +191,9 @@ void QuantizeCommand::score(const LoadedModel& model, const torch::jit::Module& 
   };
   rounding.quantize.mode = "rtn";
   rounding.progress = {};
-  std::vector<torch::jit::Module> models{model.module, quantize_module(model.module, {}, rounding).module, quantized};
+  const torch::jit::Module rounded = quantize_module(model.module, {}, rounding).module;
+  set_linear_compute(rounded, compute);
+  std::vector<torch::jit::Module> models{model.module, rounded, quantized};
   if (!target.is_cpu()) {
     std::transform(models.begin(), models.end(), models.begin(),
                    [&](const torch::jit::Module& module) { return rewrite::copy_to(module, target); });
@@ -231,7 +234,8 @@ void QuantizeCommand::save(const LoadedModel& model, const torch::jit::Module& q
 
 Json QuantizeCommand::settings() const {
   const QuantizeOptions& used = flags.options.quantize;
-  return {{"sym", used.symmetric},
+  return {{"compute", compute},
+          {"sym", used.symmetric},
           {"per_tensor", used.per_tensor},
           {"mode", used.mode},
           {"act_order", used.act_order},
@@ -271,6 +275,8 @@ void QuantizeCommand::check_format(const LoadedModel& model, const std::vector<L
   if (format == "libgptq") {
     return;
   }
+  TORCH_CHECK(compute == "exact", "--compute: must be exact with --format ", format,
+              ", which does not say how its reader computes, got ", compute);
   TORCH_CHECK(is_folder, "--format: must be libgptq for a TorchScript file, got ", format);
   if (format == "gguf") {
     check_gguf_model(model.source, tokenizer_folder(model));
@@ -346,6 +352,7 @@ void QuantizeCommand::run() {
     quantized = quantize_module(model.module, inputs, flags.options);
   }
   TORCH_CHECK(!quantized.layers.empty(), input.model, ": has no float linear to quantize");
+  set_linear_compute(quantized.module, compute);
   summary.seconds_quantize = seconds_since(quantize_start);
   summary.device = target.str();
   summary.device_peak_bytes = peak_bytes(target);
@@ -399,6 +406,7 @@ void add_quantize_command(CLI::App& app) {
          "cache")
       ->check(hub_name_check());
   add_device_option(*sub, command->device);
+  add_compute_option(*sub, command->compute);
   sub->add_option("--json", command->json, "File to write the report to");
   sub->callback([command] { command->run(); });
 }

@@ -83,6 +83,8 @@ TEST(GPT2Config, QuantizationSettings) {
                "quantization_config: quant_method must be \"libgptq\", \"gptq\" or \"compressed-tensors\", got "
                "\"awq\"");
   EXPECT_ERROR(changed("version", 2), "version must be 1, got 2");
+  EXPECT_ERROR(changed("compute", "int4"), "compute must be \"exact\", \"bf16\" or \"int8\", got \"int4\"");
+  EXPECT_ERROR(changed("compute", 8), "compute must be a string, got 8");
   EXPECT_ERROR(changed("bits", 9), "bits must be an integer from 2 to 8, got 9");
   EXPECT_ERROR(changed("bits", 4.5), "bits must be an integer from 2 to 8, got 4.5");
   EXPECT_ERROR(changed("bits", "four"), "bits must be an integer from 2 to 8, got \"four\"");

@@ -241,6 +241,30 @@ def test_compute_decides_how_accurately_the_linears_multiply(gptq, quantized, de
     refused(gptq("generate", demo_model, "--prompt", "The", "--compute", "int8"), saying="must have packed linears")
 
 
+def test_a_folder_says_how_its_linears_multiply(gptq, demo_model, text, tmp_path):
+    scored = ["--max-tokens", "1500", "--json", tmp_path / "report.json"]
+    quantize = ["quantize", demo_model, "--mode", "rtn"]
+    result = gptq(*quantize, "-o", tmp_path / "model", "--compute", "int8", "--eval", text[1], *scored)
+    assert result.returncode == 0, result.stderr
+    reported = json.loads((tmp_path / "report.json").read_text())["perplexity"]
+
+    def perplexity(*options):
+        result = gptq("eval", tmp_path / "model", "--text", text[1], *scored, *options)
+        assert result.returncode == 0, result.stderr
+        return json.loads((tmp_path / "report.json").read_text())["perplexity"]["baseline"]
+
+    assert perplexity() == perplexity("--compute", "int8") == reported["quantized"]
+    assert perplexity("--compute", "exact") != reported["quantized"]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert loaded.lm_head.compute == "int8"
+    loaded.save_pretrained(tmp_path / "again")
+    settings = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    assert settings["compute"] == "int8"
+    result = gptq(*quantize, "-o", tmp_path / "other", "--compute", "int8", "--format", "gptq")
+    refused(result, saying="--compute: must be exact with --format gptq")
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_seed_decides_the_model(gptq, demo_model, text, tmp_path):
     for name, seed in (("a", "7"), ("b", "7"), ("c", "8")):
         result = gptq(

@@ -120,3 +120,19 @@ def test_gpt2_goes_through_the_driver(gpt2, form, dtype, run_driver, library_pat
     kept += [parameter for name, parameter in model.named_parameters() if parameter.dim() == 1]
     expected_bytes = sum(parameter.nbytes for parameter in kept) + report["bytes"]["linears_after"]
     assert (tmp_path / "int4.pt").stat().st_size < expected_bytes + 200_000  # code and the archive's own
+
+
+def test_a_file_says_how_its_linears_multiply(gpt2, run_driver, demo_model, text, tmp_path):
+    torch.jit.save(export_torchscript.trace(gpt2), tmp_path / "float.pt")
+    scoring = ["--tokenizer", demo_model, "--window", "32", "--max-tokens", "500", "--json", tmp_path / "report.json"]
+
+    def perplexity(command, *options):
+        result = run_driver(command, *options, *scoring)
+        assert result.returncode == 0, result.stderr
+        return json.loads((tmp_path / "report.json").read_text())["perplexity"]
+
+    quantized = ["-o", tmp_path / "int4.pt", "--mode", "rtn", "--compute", "int8", "--eval", text]
+    expected = perplexity("quantize", tmp_path / "float.pt", *quantized)["quantized"]
+    loaded = [tmp_path / "int4.pt", "--text", text]
+    assert perplexity("eval", *loaded)["baseline"] == expected
+    assert perplexity("eval", *loaded, "--compute", "exact")["baseline"] != expected
