@@ -27,9 +27,9 @@ const char* format_name(CheckpointFormat format);
 std::optional<CheckpointFormat> format_named(const std::string& name);
 
 /// What config.json says of the linears that are quantized, in its "quantization_config". One of
-/// {"quant_method": "libgptq", "format": "w4", "version": 1, "bits": 4, "group_size": 128, "sym": true, "compute":
-/// "exact",
-///  "modules": {"transformer.h.0.attn.c_attn": {"bits": 4, "group_size": 64}}}; entries of "modules" override;
+/// {"quant_method": "libgptq", "format": "w4", "version": 1, "bits": 4, "group_size": 128, "sym": true,
+///  "compute": "exact", "modules": {"transformer.h.0.attn.c_attn": {"bits": 4, "group_size": 64}}}; entries of
+///  "modules" override;
 /// {"quant_method": "gptq", "checkpoint_format": "gptq" or "gptq_v2", "bits": 4, "group_size": 128, "sym": true,
 ///  "dynamic": {"+:^transformer\\.h\\.0\\.": {"bits": 8}, "-:lm_head": {}}}; "dynamic" overrides by regular expression;
 /// or that of CompressedTensorsConfig.
