@@ -125,9 +125,9 @@ struct Avx2 {
     }
   }
 
-  // Adds kAtoms atoms to j, or atoms where kAtoms is 0, at most four: eight sums of pairs, each at most 2·15·128, stay
-  // within 16 bits. Those of digit 1 join those of digit 0.
-  template <int B, int kAtoms, int R, int D>
+  // Adds at most four atoms to j: eight sums of pairs, each at most 2·15·128, stay within 16 bits. Those of digit 1
+  // join those of digit 0.
+  template <int B, int R, int D>
   [[gnu::always_inline]] static void add_widened(Int (&j)[R][1][D], const uint8_t* weights, const int8_t* digits,
                                                  int64_t digit_stride, int64_t atoms) {
 #pragma GCC unroll 2
@@ -135,7 +135,7 @@ struct Avx2 {
       Int sums[R][1][D];
       add_atom<Avx2, B, true>(sums, weights, nibble, digits, digit_stride);
 #pragma GCC unroll 4
-      for (int64_t i = 1; i < (kAtoms != 0 ? kAtoms : atoms); ++i)
+      for (int64_t i = 1; i < atoms; ++i)
         add_atom<Avx2, B, false>(sums, weights + i * atom_bytes(B), nibble, digits + i * D * kAtomColumns,
                                  digit_stride);
 #pragma GCC unroll 6
@@ -164,9 +164,9 @@ struct Avx2 {
     }
     int64_t i = 0;
     for (; i + 4 <= atoms; i += 4)
-      add_widened<B, 4>(j, weights + i * atom_bytes(B), digits + i * D * kAtomColumns, digit_stride, 4);
+      add_widened<B>(j, weights + i * atom_bytes(B), digits + i * D * kAtomColumns, digit_stride, 4);
     if (i < atoms)
-      add_widened<B, 0>(j, weights + i * atom_bytes(B), digits + i * D * kAtomColumns, digit_stride, atoms - i);
+      add_widened<B>(j, weights + i * atom_bytes(B), digits + i * D * kAtomColumns, digit_stride, atoms - i);
     if constexpr (D > 1) {
       for (int r = 0; r < R; ++r) j[r][0][1] = broadcast_int(0);
     }

@@ -31,30 +31,26 @@ void copy_columns(const T* row, const int32_t* order, int64_t begin, int64_t wid
   for (int64_t i = 0; i < width; ++i) to[i] = row[order[begin + i]];
 }
 
-// The group's values from the start of its first atom on, zero outside the group, in padded if not as they lie in x.
-template <class Isa>
-const float* group_values(const LinearW4Problem& p, int64_t row, const LinearW4Group& group, float* padded) {
+// The group's columns from the start of its first atom on, zero outside the group, in padded if not as they lie in x.
+template <class T>
+const T* group_columns(const LinearW4Problem& p, int64_t row, const LinearW4Group& group, T* padded) {
+  const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
   const int64_t offset = group.begin - kAtomColumns * group.first_atom;
   const int64_t width = group.end - group.begin;
-  if (p.type == LinearW4Type::kF32) {
-    const float* x = static_cast<const float*>(p.x) + row * p.x_stride;
-    if (p.order == nullptr && offset == 0 && width % 16 == 0) return x + group.begin;
-    __builtin_memset(padded, 0, sizeof(float) * kPaddedGroup);
-    copy_columns(x, p.order, group.begin, width, padded + offset);
-    return padded;
-  }
-  const uint16_t* x = static_cast<const uint16_t*>(p.x) + row * p.x_stride;
-  const uint16_t* from = x + group.begin;
-  int64_t count = width;
+  if (p.order == nullptr && offset == 0 && width % 16 == 0) return x + group.begin;
+  __builtin_memset(padded, 0, sizeof(T) * kPaddedGroup);
+  copy_columns(x, p.order, group.begin, width, padded + offset);
+  return padded;
+}
+
+// The same as float32, for whole vectors.
+template <class Isa>
+const float* group_values(const LinearW4Problem& p, int64_t row, const LinearW4Group& group, float* padded) {
+  if (p.type == LinearW4Type::kF32) return group_columns(p, row, group, padded);
   uint16_t halves[kPaddedGroup];
-  if (p.order != nullptr || offset != 0 || width % 16 != 0) {
-    __builtin_memset(halves, 0, sizeof(halves));
-    copy_columns(x, p.order, group.begin, width, halves + offset);
-    from = halves;
-    count = kPaddedGroup;
-  }
+  const uint16_t* from = group_columns(p, row, group, halves);
   const bool is_bf16 = p.type == LinearW4Type::kBf16;
-  for (int64_t i = 0; i < count; i += 16)
+  for (int64_t i = 0; i < kAtomColumns * group.atoms; i += 16)
     Isa::store(padded + i, is_bf16 ? Isa::load_bf16(from + i, 16) : Isa::load_f16(from + i, 16), 16);
   return padded;
 }
