@@ -2,13 +2,15 @@
 # Builds the library alone and runs what needs a CUDA device, on a machine with one. It takes torch 2.11 or newer with
 # CUDA, nvcc, g++, cmake, ninja and pytest, and no network: neither the driver nor GoogleTest is built.
 #
-#   scripts/test_cuda.sh [build] [test] [memcheck] [racecheck] [bench] [--sanitize] [--bench]
+#   scripts/test_cuda.sh [build] [test] [memcheck] [racecheck] [bench] [host] [--sanitize] [--bench]
 #
 #   build       libgptq.so in build-cuda
 #   test        tests/python/test_cuda.py; tests of the driver are skipped where build/bin/gptq is not there
 #   memcheck    those tests under compute-sanitizer, but for graphs and whole models
 #   racecheck   those of the kernels under compute-sanitizer
 #   bench       scripts/bench_quantize.py and scripts/bench_peers.py, to build-cuda/bench_*.json
+#   host        the instruction sets of the host's processor: the same bits from each, then bench_peers.py with two threads
+#               on the best, to build-cuda/bench_host_*.json
 #   --sanitize  build and test, then memcheck and racecheck
 #   --bench     build and test, then bench
 #
@@ -27,7 +29,7 @@ steps=()
 further=()
 for argument in "$@"; do
   case $argument in
-    build | test | memcheck | racecheck | bench) steps+=("$argument") ;;
+    build | test | memcheck | racecheck | bench | host) steps+=("$argument") ;;
     --sanitize) further+=(memcheck racecheck) ;;
     --bench) further+=(bench) ;;
     -h | --help) usage && exit ;;
@@ -89,6 +91,16 @@ step_bench() {
   # shellcheck disable=SC2086
   bounded "$python" scripts/bench_peers.py --device cuda --minutes $((seconds / 60 - 1)) \
     --json $folder/bench_peers.json ${GPTQ_BENCH_OPTIONS:-}
+}
+
+step_host() {
+  local input
+  bounded "$python" -m pytest tests/python/test_ops.py -v -p no:cacheprovider -k level
+  for input in f32 bf16; do
+    # shellcheck disable=SC2086
+    bounded "$python" scripts/bench_peers.py --inputs $input --threads 2 --minutes $((seconds / 120)) \
+      --json $folder/bench_host_$input.json ${GPTQ_BENCH_OPTIONS:-}
+  done
 }
 
 for step in "${steps[@]}" "${further[@]}"; do

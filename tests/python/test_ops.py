@@ -117,14 +117,25 @@ def test_close_to_dense(bits):
 
 
 PROBE = """
-import sys, torch
+import hashlib, sys, torch
 torch.ops.load_library(sys.argv[1])
 ops = torch.ops.gptq
 torch.manual_seed(0)
-codes = torch.randint(0, 16, (35, 300), dtype=torch.uint8)
-scales = (torch.randn(3, 35) * 0.02).half()
-y = ops.linear_w4(torch.randn(5, 300), ops.pack_w4(codes), scales, None, None, None, 128)
-print(y.numpy().tobytes().hex())
+sums = hashlib.sha256()
+for n, k, group_size in ((1, 7, 32), (35, 300, 128), (67, 513, 64)):
+    groups = -(-k // group_size)
+    scales = (torch.randn(groups, n) * 0.02).half()
+    for bits, pack, linear in ((4, ops.pack_w4, ops.linear_w4), (8, ops.pack_w8, ops.linear_w8)):
+        packed = pack(torch.randint(0, 2**bits, (n, k), dtype=torch.uint8))
+        zeros = torch.randint(0, 2**bits, (groups, n), dtype=torch.uint8)
+        for m in (1, 2, 5, 17, 33):
+            x = torch.randn(m, k)
+            for dtype in (torch.float32, torch.bfloat16):
+                for compute in ("exact", "bf16", "int8"):
+                    y = linear(x.to(dtype), packed, scales, zeros, None, None, group_size, compute=compute)
+                    assert y.float().isfinite().all()
+                    sums.update(y.view(torch.uint8).numpy().tobytes())
+print(sums.hexdigest())
 """
 
 
@@ -138,10 +149,20 @@ def probe(level):
     )
 
 
-def test_forced_level_gives_the_same_bits():
-    expected, forced = probe(None), probe("scalar")
-    assert expected.returncode == 0 and forced.returncode == 0, forced.stderr
-    assert forced.stdout == expected.stdout
+@pytest.fixture(scope="module")
+def scalar_bits():
+    result = probe("scalar")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("level", [None, "avx2", "avxvnni", "avx512vnni", "amx"])
+def test_level_gives_the_bits_of_scalar(level, scalar_bits):
+    result = probe(level)
+    if f"got {level}" in result.stderr:
+        pytest.skip(f"this processor lacks {level}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == scalar_bits
 
 
 def test_unknown_level_throws_and_lists_the_levels():
