@@ -32,6 +32,7 @@ REASONS = {
     ("gptq", None, MIXED, "transformers"): "impossible: optimum 2.3, by which it loads, knows no `dynamic`",
     ("gptq", "gptqmodel", "--group-size -1", "transformers"): "impossible: its kernel wants groups of 32 to 256",
     ("compressed-tensors", None, None, "transformers"): "impossible: it replaces `nn.Linear`, GPT-2 has `Conv1D`",
+    ("compressed-tensors", "save_pretrained", None, "gptq"): "impossible: the driver reads GPT-2 folders",
     ("gguf", None, None, "gptq"): "impossible: GGUF files are written only",
     ("torch.export .pt2", None, None, "gptq"): "impossible: the driver runs packages, which AOTInductor makes of it",
 }

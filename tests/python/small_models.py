@@ -37,6 +37,12 @@ def llama():
     return seeded(lambda: transformers.LlamaForCausalLM(settings))
 
 
+def vit():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    settings = transformers.ViTConfig(image_size=16, patch_size=4, num_labels=5, **sizes)
+    return seeded(lambda: transformers.ViTForImageClassification(settings))
+
+
 def mlp():
     return seeded(lambda: nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 40), nn.GELU(), nn.Linear(40, 8)))
 

@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
-from compressed_tensors.utils.match import match_targets
+from compressed_tensors_reader import LEAVES, PackQuantized, decompressed, package_scheme, settings_of, tensors_of
 from conftest import refused
 from safetensors.torch import load_file, save_file
 
 SCORING = ["--window", "128", "--max-tokens", "256"]
-LEAVES = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 LAYER = "transformer.h.1.mlp.c_fc"
 
 # By name: options of `quantize`. How the codes came about does not matter here.
@@ -32,8 +30,6 @@ SETTINGS = {
     "six": ["--bits", "6", "--group-size", "256"],
     "mixed": ["--override", r"h\.0\.:bits=8,group_size=32", "--override", r"h\.1\.mlp:skip"],
 }
-
-PackQuantized = BaseCompressor.get_value_from_registry("pack-quantized")
 
 
 @pytest.fixture(scope="module")
@@ -51,38 +47,6 @@ def written(gptq, demo_model, tmp_path_factory):
         return folders[name, form]
 
     return quantize
-
-
-def tensors_of(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def settings_of(folder):
-    return json.loads((folder / "config.json").read_text())["quantization_config"]
-
-
-def package_scheme(settings, layer):
-    """Return what the package takes the settings of a linear to be, None if it is left alone."""
-    config = QuantizationConfig.model_validate(settings)
-    linear = torch.nn.Linear(1, 1)
-    if match_targets(layer, linear, config.ignore):
-        return None
-    schemes = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
-    return schemes[match_targets(layer, linear, schemes)[0]]
-
-
-def decompressed(folder):
-    """Return the float32 weights [outputs, inputs] that the package makes of a folder."""
-    tensors, settings = tensors_of(folder), settings_of(folder)
-    weights = {}
-    for name in tensors:
-        layer = name.removesuffix(".weight_packed")
-        if layer == name:
-            continue
-        stored = {leaf: tensors[f"{layer}.{leaf}"] for leaf in LEAVES if f"{layer}.{leaf}" in tensors}
-        stored["weight_scale"] = stored["weight_scale"].float()  # it computes in the dtype of the scales
-        weights[layer] = PackQuantized.decompress(stored, package_scheme(settings, layer))["weight"]
-    return weights
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -14,15 +14,9 @@ import transformers
 pytest.importorskip("gptq")
 import gptq.huggingface
 from safetensors.torch import load_file, save_file
-from small_models import gpt2, llama, seeded, token_ids
+from small_models import gpt2, llama, token_ids, vit
 
 CALIBRATION = [token_ids(2, 40, seed=seed) for seed in range(3)]
-
-
-def vit():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    settings = transformers.ViTConfig(image_size=16, patch_size=4, num_labels=5, **sizes)
-    return seeded(lambda: transformers.ViTForImageClassification(settings))
 
 
 def quantized(make=gpt2, calibration=CALIBRATION, **options):
