@@ -78,8 +78,8 @@ void add_to(at::Tensor& sum, const at::Tensor& values) {
 
 }  // namespace
 
-GPTQLayer::GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias, bool conv1d, bool halves)
-    : weight_(std::move(weight)), bias_(std::move(bias)), conv1d_(conv1d), halves_(halves) {
+GPTQLayer::GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias, bool conv1d, bool halves, bool drift)
+    : weight_(std::move(weight)), bias_(std::move(bias)), conv1d_(conv1d), halves_(halves), drift_(drift) {
   TORCH_CHECK(weight_.defined() && weight_.dim() == 2 && weight_.numel() > 0, "GPTQLayer: weight must be ",
               conv1d ? "[K, N]" : "[N, K]", " with N and K at least 1, got ",
               weight_.defined() ? weight_.sizes() : at::IntArrayRef{});
@@ -110,7 +110,7 @@ GPTQLayer::Batch GPTQLayer::checked_batch(const at::Tensor& input, const at::Ten
     batch.float_rows = checked_rows(float_input, k, weight_.device(), "float_input");
   }
   if (nsamples() > 0) {
-    const bool had = sums_[0].drift.defined() || sums_[1].drift.defined();
+    const bool had = sums_[0].float_input.defined() || sums_[1].float_input.defined();
     TORCH_CHECK(had == float_input.defined(), "add_batch: float_input must be given with every batch or none, got ",
                 had ? "none" : "one", " after ", nsamples(), had ? " with" : " without");
   }
@@ -167,7 +167,7 @@ void GPTQLayer::check_squares(const at::Tensor& squares, const at::Tensor& rows,
   }
 }
 
-void GPTQLayer::add(const Batch& batch, Sums& sums) {
+void GPTQLayer::add(const Batch& batch, Sums& sums) const {
   if (batch.size() == 0) {
     return;
   }
@@ -183,7 +183,9 @@ void GPTQLayer::add(const Batch& batch, Sums& sums) {
   add_gram(sums.gram, columns);
   add_to(sums.input, batch.sums.values);
   if (batch.float_rows.defined()) {
-    add_to(sums.drift, coarse_product(as_columns(batch.float_rows).sub_(columns), columns));
+    if (drift_) {
+      add_to(sums.drift, coarse_product(as_columns(batch.float_rows).sub_(columns), columns));
+    }
     add_to(sums.float_input, batch.float_sums.values);
   }
   sums.weight += batch.weights.defined() ? batch.weights.sum(at::kDouble).item<double>() : batch.size();
@@ -271,12 +273,16 @@ void GPTQLayer::set_state(const std::vector<at::Tensor>& state) {
     sums[half].nsamples = static_cast<int64_t>(counts[1].item<double>());
     const bool has_inputs = sums[half].nsamples > 0;
     TORCH_CHECK(has_inputs == sums[half].gram.defined() && has_inputs == sums[half].input.defined() &&
-                    sums[half].drift.defined() == sums[half].float_input.defined() &&
+                    (sums[half].float_input.defined() || !sums[half].drift.defined()) &&
                     (!has_inputs || sums[half].weight > 0),
                 "set_state: sums and counts must be there together");
   }
   const at::Tensor dropped = read(2 * per_half, {1}, at::kLong);
   sums_ = std::move(sums);
+  for (const Sums& half : sums_) {
+    drift_ = half.float_input.defined() ? half.drift.defined() : drift_;
+  }
+  halves_ = sums_[0].nsamples == 0 || sums_[1].nsamples > 0 ? halves_ : false;
   dropped_ = dropped.defined() ? dropped.item<int64_t>() : 0;
 }
 

@@ -76,8 +76,9 @@ TORCH_LIBRARY_FRAGMENT(gptq, m) {
   using torch::arg;
   const QuantizeOptions defaults;
   m.class_<GPTQLayer>("GPTQLayer")
-      .def(torch::init<at::Tensor, std::optional<at::Tensor>, bool>(), "",
-           {arg("weight"), arg("bias") = c10::IValue(), arg("conv1d") = false})
+      .def(torch::init<at::Tensor, std::optional<at::Tensor>, bool, bool, bool>(), "",
+           {arg("weight"), arg("bias") = c10::IValue(), arg("conv1d") = false, arg("halves") = true,
+            arg("drift") = true})
       .def("add_batch", add_batch, "",
            {arg("input"), arg("float_input") = c10::IValue(), arg("token_weights") = c10::IValue(),
             arg("drop_nonfinite") = false})

@@ -207,6 +207,12 @@ void CalibrationPass::plan() {
   }
   for (const Stage& stage : stages_) {
     c10::intrusive_ptr<GPTQLayer> shared;
+    bool halves = false, drift = false;
+    for (const size_t i : stage.linears) {
+      const QuantizeOptions options = options_of(layers_[quantized_.uses[i].layer]);
+      halves |= options.search_damping;
+      drift |= options.target_alpha > 0;
+    }
     for (const size_t i : stage.linears) {
       Layer& layer = layers_[quantized_.uses[i].layer];
       if (!layer.observer) {
@@ -214,8 +220,7 @@ void CalibrationPass::plan() {
         // An observer reads no more of the weight than its shape and device.
         const at::Tensor like = at::empty({}, layer.weight.options().device(device_of(layer))).expand_as(layer.weight);
         layer.observer =
-            share ? shared
-                  : c10::make_intrusive<GPTQLayer>(like, std::nullopt, layer.conv1d, options_of(layer).search_damping);
+            share ? shared : c10::make_intrusive<GPTQLayer>(like, std::nullopt, layer.conv1d, halves, drift);
         shared = layer.uses == 1 ? layer.observer : shared;
       }
     }

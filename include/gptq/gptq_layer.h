@@ -21,8 +21,10 @@ class GPTQLayer : public torch::CustomClassHolder {
   /// @param conv1d whether the weight is stored transposed, [K, N]; the shape alone cannot tell when it is square
   /// @param halves whether the Hessian of half of the inputs is kept apart, which search_damping needs; costs memory
   ///        for one more Hessian, and drift
+  /// @param drift whether float inputs are gathered as the drift, which target_alpha needs; false: as their mean alone,
+  ///        which is enough for correct_bias and saves the larger product of each batch
   explicit GPTQLayer(at::Tensor weight, std::optional<at::Tensor> bias = std::nullopt, bool conv1d = false,
-                     bool halves = true);
+                     bool halves = true, bool drift = true);
 
   /// Adds inputs to the running Hessian H = 2/n Σ x xᵀ over all n input vectors seen, whichever way they were batched.
   /// n counts vectors (tokens), not sequences. Anything wrong throws and leaves what was gathered as it was.
@@ -68,7 +70,7 @@ class GPTQLayer : public torch::CustomClassHolder {
   /// Sums over half of the inputs: the first of every batch or the rest.
   struct Sums {
     at::Tensor gram;         ///< Σ w x̂ x̂ᵀ, f32 [K, K], upper triangle only; undefined before the first input
-    at::Tensor drift;        ///< Σ w (x - x̂) x̂ᵀ, f32 [K, K]; undefined without float inputs
+    at::Tensor drift;        ///< Σ w (x - x̂) x̂ᵀ, f32 [K, K]; undefined without float inputs or where it is not wanted
     at::Tensor input;        ///< Σ w x̂, f64 [K]
     at::Tensor float_input;  ///< Σ w x, f64 [K]; undefined without float inputs
     double weight = 0;       ///< Σ w
@@ -79,12 +81,13 @@ class GPTQLayer : public torch::CustomClassHolder {
   Batch checked_batch(const at::Tensor& input, const at::Tensor& float_input, const at::Tensor& token_weights,
                       bool drop_nonfinite) const;
   void check_squares(const at::Tensor& squares, const at::Tensor& rows, const char* name) const;
-  static void add(const Batch& batch, Sums& sums);
+  void add(const Batch& batch, Sums& sums) const;
 
   at::Tensor weight_;
   std::optional<at::Tensor> bias_;
   bool conv1d_;
   bool halves_;
+  bool drift_;
   std::array<Sums, 2> sums_;
   int64_t dropped_ = 0;
 };

@@ -190,6 +190,7 @@ def test_wheel_works_outside_the_checkout(root, library_path, driver_path, tmp_p
         "__main__.py",
         "_library.py",
         "calibration.py",
+        "compressed_tensors.py",
         "dense_linear.py",
         "finished_stack.py",
         "huggingface.py",

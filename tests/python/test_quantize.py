@@ -100,6 +100,27 @@ def test_bias_takes_the_mean_error():
     assert (layer(x) - expected).mean(0).abs().max() < 1e-5
 
 
+def test_float_inputs_without_drift_give_their_mean_alone():
+    layer, x = linear(), random(300, 128)
+    float_inputs = x + 0.1 * random(300, 128, seed=1)
+    results = {}
+    for drift, target_alpha in ((True, 0.0), (False, 0.0), (False, 1.0), (True, 1.0)):
+        gathered = GPTQLayer(layer.weight, layer.bias, drift=drift)
+        gathered.add_batch(x, float_inputs)
+        results[drift, target_alpha] = gathered.quantize(correct_bias=True, target_alpha=target_alpha)
+    for key in ((False, 0.0), (False, 1.0)):
+        assert torch.equal(results[key][0], results[True, 0.0][0])
+        assert torch.equal(results[key][4], results[True, 0.0][4])
+    assert not torch.equal(results[True, 1.0][0], results[True, 0.0][0])
+
+
+def test_search_damping_needs_halves():
+    gathered = GPTQLayer(linear().weight, halves=False)
+    gathered.add_batch(random(300, 128))
+    with pytest.raises(RuntimeError, match="half_hessian is required to search the damping"):
+        gathered.quantize(search_damping=True)
+
+
 def test_dynamic_order_runs_with_input_order():
     weight, x = random(24, 64), random(200, 64, seed=3)
     gathered = GPTQLayer(weight)

@@ -46,15 +46,16 @@ def test_one_layer_gives_the_codes_of_quantize_weight():
     assert layer.loss == pytest.approx(expected.report["loss"], rel=1e-6)
 
 
-def test_second_layer_aims_at_the_float_model():
+@pytest.mark.parametrize("target_alpha", [1.0, 0.0])
+def test_second_layer_aims_at_the_float_model(target_alpha):
     model = mlp()
     first, second = copy.deepcopy(model[0]), copy.deepcopy(model[2])
     x = random(200, 32)
-    gptq.quantize(model, [x], **QUIET)
-    gathered = gptq.GPTQLayer(second.weight, second.bias)
+    gptq.quantize(model, [x], target_alpha=target_alpha, **QUIET)
+    gathered = gptq.GPTQLayer(second.weight, second.bias, halves=False)
     with torch.no_grad():
         gathered.add_batch(nn.functional.gelu(model[0](x)), nn.functional.gelu(first(x)))
-    expected = gathered.quantize(group_size=16, correct_bias=True)
+    expected = gathered.quantize(group_size=16, correct_bias=True, target_alpha=target_alpha)
     assert torch.equal(model[2].codes(), expected.codes)
     assert torch.equal(model[2].bias, second.bias + expected.bias_shift)
 

@@ -268,6 +268,40 @@ TEST(GPTQLayer, GathersDriftMeansAndHalves) {
                       error_of([&] { layer.add_batch(inputs, float_inputs.t()); }));
 }
 
+TEST(GPTQLayer, GathersTheMeanOfFloatInputsWithoutDrift) {
+  const RandomLayer random = random_layer(5, 24, 84, /*samples=*/60), other = random_layer(5, 24, 85, 60);
+  const at::Tensor float_inputs = random.inputs + 0.3 * other.inputs;
+  const at::Tensor bias = at::zeros({5});
+  GPTQLayer with(random.weight, bias, false, /*halves=*/false);
+  GPTQLayer without(random.weight, bias, false, /*halves=*/false, /*drift=*/false);
+  GPTQLayer continued(random.weight, bias);
+  with.add_batch(random.inputs, float_inputs);
+  without.add_batch(random.inputs.narrow(0, 0, 30), float_inputs.narrow(0, 0, 30));
+  continued.set_state(without.state());
+  without.add_batch(random.inputs.narrow(0, 30, 30), float_inputs.narrow(0, 30, 30));
+  continued.add_batch(random.inputs.narrow(0, 30, 30), float_inputs.narrow(0, 30, 30));
+  const LayerStatistics statistics = without.statistics();
+  EXPECT_FALSE(statistics.drift.defined());
+  EXPECT_FALSE(statistics.half_hessian.defined());
+  EXPECT_TRUE(statistics.float_mean.allclose(float_inputs.mean(0), 1e-6, 1e-6));
+  const std::vector<at::Tensor> a = without.state(), b = continued.state();
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_TRUE(a[i].equal(b[i])) << i;
+  }
+
+  QuantizeOptions options;
+  options.correct_bias = true;
+  const QuantizeResult unmoved = without.quantize(options);
+  EXPECT_FALSE(unmoved.codes.equal(with.quantize(options).codes));
+  options.target_alpha = 0;
+  const QuantizeResult expected = with.quantize(options);
+  EXPECT_TRUE(unmoved.codes.equal(expected.codes));
+  // The Hessians of one and of two batches differ in roundings.
+  EXPECT_TRUE(unmoved.bias_shift.allclose(expected.bias_shift, 1e-4, 1e-5));
+  EXPECT_PRED_FORMAT2(testing::IsSubstring, "float_input must be given with every batch or none, got none after 60",
+                      error_of([&] { without.add_batch(random.inputs); }));
+}
+
 TEST(GPTQLayer, TokenWeightsCountVectorsSoManyTimes) {
   const RandomLayer random = random_layer(3, 24, 83, /*samples=*/30);
   const at::Tensor inputs = random.inputs.view({5, 6, 24}), float_inputs = inputs * 1.5;

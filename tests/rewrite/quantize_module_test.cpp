@@ -311,6 +311,25 @@ TEST(QuantizeModule, TakesOptionsLayerByLayer) {
   EXPECT_EQ(std::pair(found[1].in_features, found[1].stored_bits), std::pair(int64_t{24}, int64_t{4}));
 }
 
+TEST(QuantizeModule, LayersOfOneInputMayNeedDifferentStatistics) {
+  const torch::jit::Module model =
+      compose({{"first", linear(24, 16, 1)}, {"plain", linear(10, 24, 3)}, {"searched", linear(6, 24, 5)}},
+              "def forward(self, x: Tensor) -> Tensor:\n"
+              "    y = torch.relu(self.first.forward(x))\n"
+              "    return torch.cat([self.plain.forward(y), self.searched.forward(y)], -1)\n");
+  const auto calibration = calibration_inputs(3, {20, 16}, 100);
+  QuantizeModuleOptions all = options_with_group(8), one = options_with_group(8);
+  all.quantize.search_damping = true;
+  all.quantize.target_alpha = 1;
+  one.quantize_layer = [&](const std::string& name) { return name == "plain" ? one.quantize : all.quantize; };
+  const QuantizedModule expected = quantize_module(model.clone(), calibration, all);
+  const QuantizedModule found = quantize_module(model.clone(), calibration, one);
+  EXPECT_TRUE(found.layers[2].packed.equal(expected.layers[2].packed));
+  EXPECT_TRUE(found.layers[2].scales.equal(expected.layers[2].scales));
+  EXPECT_FALSE(found.layers[1].scales.equal(expected.layers[1].scales) &&
+               found.layers[1].packed.equal(expected.layers[1].packed));
+}
+
 TEST(QuantizeModule, TellsWhichWeightIsAnEmbeddingToo) {
   torch::jit::Module model("Tied");
   model.register_parameter("table", random_tensor({20, 8}, 1), false);

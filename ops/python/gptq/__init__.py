@@ -250,10 +250,20 @@ class GPTQLayer:
         weight: floating point [N, K], or [K, N] with conv1d, on the CPU or a CUDA device; shared, not copied.
         bias: [N].
         conv1d: whether the weight is stored transposed, [K, N], as GPT-2's Conv1D does.
+        halves: whether the Hessian of half of the inputs is kept apart, which search_damping needs.
+        drift: whether float inputs are gathered as the drift, which target_alpha needs; False: as their mean alone,
+            which is enough for correct_bias.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, conv1d: bool = False) -> None:
-        self._layer = torch.classes.gptq.GPTQLayer(weight, bias, conv1d)
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        conv1d: bool = False,
+        halves: bool = True,
+        drift: bool = True,
+    ) -> None:
+        self._layer = torch.classes.gptq.GPTQLayer(weight, bias, conv1d, halves, drift)
 
     def add_batch(
         self,

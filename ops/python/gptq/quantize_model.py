@@ -89,10 +89,14 @@ class _Pass:
             if self._options["mode"] == "rtn":
                 start = time.perf_counter()
                 self._placement.keep(target.modules)
-                self._quantize(target, _Gathered(InputStatistics(target.weight, self._drop_nonfinite)), start)
+                self._quantize(target, self._nothing_gathered(target), start)
             else:
                 self._report.skipped[target.name] = "no calibration input reaches it"
                 self._progress(target.name)
+
+    def _nothing_gathered(self, target: Target) -> _Gathered:
+        halves, drift = self._options["search_damping"], self._options["target_alpha"] > 0
+        return _Gathered(InputStatistics(target.weight, self._drop_nonfinite, halves, drift))
 
     def _gather(self, target: Target, streams: Streams, traced: Trace) -> _Gathered:
         paired = self._options["mode"] == "default" and (
@@ -114,7 +118,7 @@ class _Pass:
             traced: says which calls reach it.
             paired: whether the float model's inputs are gathered too; None: not even compared.
         """
-        gathered = _Gathered(InputStatistics(target.weight, self._drop_nonfinite))
+        gathered = self._nothing_gathered(target)
         difference = magnitude = 0.0
         for index, call in enumerate(self._calls):
             if traced.calls[target][index] == 0:

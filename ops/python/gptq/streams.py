@@ -220,14 +220,21 @@ class Streams:
 
 
 class InputStatistics:
-    """What layers that read the same inputs share: one GPTQLayer, which quantizes the weight of each in turn."""
+    """What layers that read the same inputs share: one GPTQLayer, which quantizes the weight of each in turn.
 
-    def __init__(self, weight: Tensor, drop_nonfinite: bool) -> None:
+    Args:
+        weight: of the first.
+        drop_nonfinite: see GPTQLayer.add_batch.
+        halves: see GPTQLayer.
+        drift: see GPTQLayer.
+    """
+
+    def __init__(self, weight: Tensor, drop_nonfinite: bool, halves: bool, drift: bool) -> None:
         # GPTQLayer keeps this very tensor, so that its data can be exchanged; that there is a bias tells it to use the
         # mean, which correct_bias asks for.
         self._weight = weight.detach()
         bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-        self._layer = torch.classes.gptq.GPTQLayer(self._weight, bias, False)
+        self._layer = torch.classes.gptq.GPTQLayer(self._weight, bias, False, halves, drift)
         self._drop_nonfinite = drop_nonfinite
 
     def add(self, input: Tensor, float_input: Tensor | None, token_weights: Tensor | None) -> None:
