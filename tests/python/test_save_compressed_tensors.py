@@ -139,6 +139,24 @@ def test_the_model_stays_as_it_is(tmp_path):
     assert torch.equal(logits(model), before)
 
 
+def test_a_model_that_was_loaded(tmp_path):
+    model = quantized()
+    model.save_pretrained(tmp_path / "libgptq")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "libgptq")
+    gptq.compressed_tensors.save_pretrained(loaded, tmp_path / "exported")
+    assert len(check_weights(tmp_path / "exported", model)) == 14
+
+
+def test_a_layer_with_two_names(tmp_path):
+    model = quantized()
+    first, second = (model.model.layers[i].mlp for i in (0, 1))
+    second.up_proj = first.up_proj
+    gptq.compressed_tensors.save_pretrained(model, tmp_path)
+    weights = decompressed(tmp_path)
+    assert len(weights) == 14
+    assert torch.equal(weights["model.layers.1.mlp.up_proj"], first.up_proj.dequantize())
+
+
 def test_a_float_head_stays_tied(tmp_path):
     model = quantized(gpt2)
     gptq.compressed_tensors.save_pretrained(model, tmp_path)

@@ -30,7 +30,8 @@ def save_pretrained(model: PreTrainedModel, folder: str | os.PathLike[str], **op
     computes in bfloat16 rounds them. compute has no place in the format.
 
     Args:
-        model: what was quantized. A head keeps its weight, see lm_head="keep" of gptq.quantize.
+        model: what was quantized, or what from_pretrained made of such a model. A head must have kept its weight, see
+            lm_head="keep" of gptq.quantize.
         folder: what save_pretrained of transformers writes into.
         options: further arguments of save_pretrained, such as max_shard_size.
 
@@ -38,7 +39,8 @@ def save_pretrained(model: PreTrainedModel, folder: str | os.PathLike[str], **op
         ValueError: nothing in the model is quantized, or a layer that the format cannot hold: a head, a convolution,
             act_order="dynamic", or a group_size that does not divide the inputs. Nothing is written then.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    modules = model.named_modules(remove_duplicate=False)  # state_dict has a shared layer under each of its names
+    layers = {name: module for name, module in modules if isinstance(module, QuantizedLinear)}
     _check(model, layers)
     layouts = {name: _layout(layer) for name, layer in layers.items()}
     state = {key: tensor for key, tensor in model.state_dict().items() if key.rpartition(".")[0] not in layers}
