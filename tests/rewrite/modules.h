@@ -1,5 +1,6 @@
 #pragma once
 
+#include <gptq/quantize_module.h>
 #include <torch/script.h>
 
 #include <string>
@@ -54,6 +55,21 @@ inline std::vector<std::vector<c10::IValue>> calibration_inputs(int64_t count, a
     inputs.push_back({random_tensor(shape, seed + static_cast<uint64_t>(i))});
   }
   return inputs;
+}
+
+inline torch::jit::Module two_layers() {
+  return compose({{"first", linear(24, 16, 1)}, {"second", linear(10, 24, 3)}},
+                 "def forward(self, x: Tensor) -> Tensor:\n"
+                 "    return self.second.forward(torch.relu(self.first.forward(x)))\n");
+}
+
+/// Without the target and the bias correction, which depend on what the layers before do.
+inline QuantizeModuleOptions options_with_group(int64_t group_size) {
+  QuantizeModuleOptions options;
+  options.quantize.group_size = group_size;
+  options.quantize.target_alpha = 0;
+  options.quantize.correct_bias = false;
+  return options;
 }
 
 }  // namespace gptq::test
