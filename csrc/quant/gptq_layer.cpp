@@ -276,13 +276,11 @@ void GPTQLayer::set_state(const std::vector<at::Tensor>& state) {
                     (sums[half].float_input.defined() || !sums[half].drift.defined()) &&
                     (!has_inputs || sums[half].weight > 0),
                 "set_state: sums and counts must be there together");
+    TORCH_CHECK(!sums[half].float_input.defined() || sums[half].drift.defined() == drift_,
+                "set_state: state must be that of a layer with drift ", drift_ ? "true" : "false", ", is not");
   }
   const at::Tensor dropped = read(2 * per_half, {1}, at::kLong);
   sums_ = std::move(sums);
-  for (const Sums& half : sums_) {
-    drift_ = half.float_input.defined() ? half.drift.defined() : drift_;
-  }
-  halves_ = sums_[0].nsamples == 0 || sums_[1].nsamples > 0 ? halves_ : false;
   dropped_ = dropped.defined() ? dropped.item<int64_t>() : 0;
 }
 

@@ -14,8 +14,8 @@ namespace gptq {
 namespace {
 
 using LayerPtr = c10::intrusive_ptr<GPTQLayer>;
-// The weight, the bias if there is one, and what was gathered; conv1d; whether there is a bias.
-using State = std::tuple<std::vector<at::Tensor>, bool, bool>;
+// The weight, the bias if there is one, and what was gathered; whether there is a bias; conv1d, halves and drift.
+using State = std::tuple<std::vector<at::Tensor>, bool, std::tuple<bool, bool, bool>>;
 using OptionalTensor = const std::optional<at::Tensor>&;
 
 void add_batch(const LayerPtr& self, const at::Tensor& input, OptionalTensor float_input, OptionalTensor token_weights,
@@ -45,14 +45,16 @@ State get_state(const LayerPtr& self) {
   for (const at::Tensor& tensor : self->state()) {
     tensors.push_back(tensor);
   }
-  return {std::move(tensors), self->conv1d(), self->bias().has_value()};
+  return {std::move(tensors), self->bias().has_value(), {self->conv1d(), self->halves(), self->drift()}};
 }
 
 LayerPtr set_state(const State& state) {
-  const auto& [tensors, conv1d, has_bias] = state;
+  const auto& [tensors, has_bias, settings] = state;
+  const auto [conv1d, halves, drift] = settings;
   const size_t first = has_bias ? 2 : 1;
   TORCH_CHECK(tensors.size() > first, "GPTQLayer: state must hold more than ", first, " tensors, got ", tensors.size());
-  auto layer = c10::make_intrusive<GPTQLayer>(tensors[0], has_bias ? std::optional(tensors[1]) : std::nullopt, conv1d);
+  auto layer = c10::make_intrusive<GPTQLayer>(tensors[0], has_bias ? std::optional(tensors[1]) : std::nullopt, conv1d,
+                                              halves, drift);
   layer->set_state({tensors.begin() + static_cast<std::ptrdiff_t>(first), tensors.end()});
   return layer;
 }

@@ -60,10 +60,12 @@ class GPTQLayer : public torch::CustomClassHolder {
   at::Tensor weight_nk() const;
   const std::optional<at::Tensor>& bias() const { return bias_; }
   bool conv1d() const { return conv1d_; }
+  bool halves() const { return halves_; }
+  bool drift() const { return drift_; }
 
   /// What was gathered, to be kept and given to another layer: undefined tensors are replaced by empty ones.
   std::vector<at::Tensor> state() const;
-  /// @throws c10::Error if it is not the state() of a layer with as many inputs
+  /// @throws c10::Error if it is not the state() of a layer with as many inputs and the same drift
   void set_state(const std::vector<at::Tensor>& state);
 
  private:

@@ -88,6 +88,13 @@ MODELS = {
     "convnet": (convnet, [random(4, 3, 12, 12, seed=s) for s in range(3)]),
 }
 QUIET = {"group_size": 16, "progress": False}
+TOKENS = [token_ids(2, 40, seed=seed) for seed in range(3)]
+
+
+def quantized(make=gpt2, calibration=TOKENS, **options):
+    model = make()
+    gptq.quantize(model, calibration, **{**QUIET, **options})
+    return model
 
 
 def logits(model, x):

@@ -14,15 +14,7 @@ import transformers
 pytest.importorskip("gptq")
 import gptq.huggingface
 from safetensors.torch import load_file, save_file
-from small_models import gpt2, llama, token_ids, vit
-
-CALIBRATION = [token_ids(2, 40, seed=seed) for seed in range(3)]
-
-
-def quantized(make=gpt2, calibration=CALIBRATION, **options):
-    model = make()
-    gptq.quantize(model, calibration, **{"group_size": 16, "progress": False, **options})
-    return model
+from small_models import gpt2, llama, quantized, token_ids, vit
 
 
 def logits(model, ids=None):

@@ -117,7 +117,7 @@ def test_close_to_dense(bits):
 
 
 PROBE = """
-import hashlib, sys, torch
+import hashlib, itertools, sys, torch
 torch.ops.load_library(sys.argv[1])
 ops = torch.ops.gptq
 torch.manual_seed(0)
@@ -128,13 +128,12 @@ for n, k, group_size in ((1, 7, 32), (35, 300, 128), (67, 513, 64)):
     for bits, pack, linear in ((4, ops.pack_w4, ops.linear_w4), (8, ops.pack_w8, ops.linear_w8)):
         packed = pack(torch.randint(0, 2**bits, (n, k), dtype=torch.uint8))
         zeros = torch.randint(0, 2**bits, (groups, n), dtype=torch.uint8)
-        for m in (1, 2, 5, 17, 33):
+        for m, zero in itertools.product((1, 2, 5, 17, 33), (zeros, None)):
             x = torch.randn(m, k)
-            for dtype in (torch.float32, torch.bfloat16):
-                for compute in ("exact", "bf16", "int8"):
-                    y = linear(x.to(dtype), packed, scales, zeros, None, None, group_size, compute=compute)
-                    assert y.float().isfinite().all()
-                    sums.update(y.view(torch.uint8).numpy().tobytes())
+            for dtype, compute in itertools.product((torch.float32, torch.bfloat16), ("exact", "bf16", "int8")):
+                y = linear(x.to(dtype), packed, scales, zero, None, None, group_size, compute=compute)
+                assert y.float().isfinite().all()
+                sums.update(y.view(torch.uint8).numpy().tobytes())
 print(sums.hexdigest())
 """
 

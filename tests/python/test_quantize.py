@@ -205,6 +205,18 @@ def test_deep_copy():
     assert (gathered.nsamples(), copied.nsamples()) == (30, 33)
 
 
+def test_a_copy_gathers_as_its_source_does():
+    layer, x = linear(24, 10), random(30, 24)
+    gathered = GPTQLayer(layer.weight.detach(), layer.bias.detach(), halves=False, drift=False)
+    copied = copy.deepcopy(gathered)  # before it has seen anything
+    for each in (gathered, copied):
+        each.add_batch(x, x + 0.1 * random(30, 24, seed=1))
+    assert torch.equal(copied.quantize()[0], gathered.quantize()[0])
+    assert torch.equal(copied.quantize()[0], gathered.quantize(target_alpha=0.0)[0])
+    with pytest.raises(RuntimeError, match="half_hessian is required to search the damping"):
+        copied.quantize(search_damping=True)
+
+
 def test_inference_mode():
     layer = linear(40, 12)
     outside = GPTQLayer(layer.weight)

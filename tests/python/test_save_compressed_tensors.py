@@ -9,22 +9,14 @@ import transformers
 pytest.importorskip("gptq")
 import gptq.compressed_tensors
 from compressed_tensors_reader import decompressed, settings_of, tensors_of
-from small_models import gpt2, llama, random, token_ids, vit
+from small_models import TOKENS, gpt2, llama, logits, quantized, random, token_ids, vit
 
-CALIBRATION = [token_ids(2, 40, seed=seed) for seed in range(3)]
 IDS = token_ids(2, 30, seed=9)
 SCORING = ["--window", "128", "--max-tokens", "256"]
 
 
-def quantized(make=llama, calibration=CALIBRATION, **options):
-    model = make()
-    gptq.quantize(model, calibration, **{"group_size": 16, "lm_head": "keep", "progress": False, **options})
-    return model
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(IDS).logits
+def quantized_body(make=llama, calibration=TOKENS, **options):
+    return quantized(make, calibration, **{"lm_head": "keep", **options})
 
 
 def layers_of(model):
@@ -59,12 +51,12 @@ def told(what, options):
     ],
 )
 def test_transformers_loads_the_same_weights(options, tmp_path, shown):
-    model = quantized(**options)
+    model = quantized_body(**options)
     gptq.compressed_tensors.save_pretrained(model, tmp_path)
     layers = check_weights(tmp_path, model)
     assert len(layers) == (7 if "overrides" in options else 14)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    expected, found = logits(model), logits(loaded)  # the package unpacks weights in the first forward pass
+    expected, found = logits(model, IDS), logits(loaded, IDS)  # the package unpacks weights in the first forward pass
     # Each output of a linear is off by a few roundings here and there, and two blocks do not make many of them.
     assert (found - expected).abs().max() <= 64 * torch.finfo(torch.float32).eps * expected.abs().max()
     for name, layer in layers.items():
@@ -74,14 +66,14 @@ def test_transformers_loads_the_same_weights(options, tmp_path, shown):
 
 
 def perplexity_of(model):
-    loss = torch.nn.functional.cross_entropy(logits(model)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+    loss = torch.nn.functional.cross_entropy(logits(model, IDS)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
     return math.exp(loss.item())
 
 
 @pytest.mark.parametrize("options", [{"symmetric": False}, {"bits": 2, "symmetric": False}])
 def test_zero_points_that_transformers_unpacks_while_it_loads(options, tmp_path, shown):
     """Otherwise transformers 5.23 refuses the packed zero points, whoever wrote them."""
-    model = quantized(**options)
+    model = quantized_body(**options)
     gptq.compressed_tensors.save_pretrained(model, tmp_path)
     layers = check_weights(tmp_path, model)
     config = transformers.CompressedTensorsConfig(dequantize=True)
@@ -129,18 +121,18 @@ def test_the_driver_loads_the_same_model(run_driver, demo_model, perplexity, tmp
 
 
 def test_the_model_stays_as_it_is(tmp_path):
-    model = quantized(gpt2)
-    before = logits(model)
+    model = quantized_body(gpt2)
+    before = logits(model, IDS)
     model.save_pretrained(tmp_path / "before")
     gptq.compressed_tensors.save_pretrained(model, tmp_path / "exported", max_shard_size="20KB")
     assert (tmp_path / "exported" / "model.safetensors.index.json").is_file()
     model.save_pretrained(tmp_path / "after")
     assert files_of(tmp_path / "before") == files_of(tmp_path / "after")
-    assert torch.equal(logits(model), before)
+    assert torch.equal(logits(model, IDS), before)
 
 
 def test_a_model_that_was_loaded(tmp_path):
-    model = quantized()
+    model = quantized_body()
     model.save_pretrained(tmp_path / "libgptq")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "libgptq")
     gptq.compressed_tensors.save_pretrained(loaded, tmp_path / "exported")
@@ -148,7 +140,7 @@ def test_a_model_that_was_loaded(tmp_path):
 
 
 def test_a_layer_with_two_names(tmp_path):
-    model = quantized()
+    model = quantized_body()
     first, second = (model.model.layers[i].mlp for i in (0, 1))
     second.up_proj = first.up_proj
     gptq.compressed_tensors.save_pretrained(model, tmp_path)
@@ -158,7 +150,7 @@ def test_a_layer_with_two_names(tmp_path):
 
 
 def test_a_float_head_stays_tied(tmp_path):
-    model = quantized(gpt2)
+    model = quantized_body(gpt2)
     gptq.compressed_tensors.save_pretrained(model, tmp_path)
     assert transformers.AutoConfig.from_pretrained(tmp_path).tie_word_embeddings
     assert "lm_head.weight" not in tensors_of(tmp_path)
@@ -174,12 +166,12 @@ def test_a_float_head_stays_tied(tmp_path):
 )
 def test_what_the_format_cannot_hold(options, saying, tmp_path):
     with pytest.raises(ValueError, match=saying):
-        gptq.compressed_tensors.save_pretrained(quantized(**options), tmp_path / "out")
+        gptq.compressed_tensors.save_pretrained(quantized_body(**options), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_convolution_is_refused(tmp_path):
-    model = quantized(vit, [random(6, 3, 16, 16)])
+    model = quantized_body(vit, [random(6, 3, 16, 16)])
     with pytest.raises(ValueError, match="must not be quantized in the compressed-tensors format: it is a convolution"):
         gptq.compressed_tensors.save_pretrained(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

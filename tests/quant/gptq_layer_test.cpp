@@ -274,7 +274,7 @@ TEST(GPTQLayer, GathersTheMeanOfFloatInputsWithoutDrift) {
   const at::Tensor bias = at::zeros({5});
   GPTQLayer with(random.weight, bias, false, /*halves=*/false);
   GPTQLayer without(random.weight, bias, false, /*halves=*/false, /*drift=*/false);
-  GPTQLayer continued(random.weight, bias);
+  GPTQLayer continued(random.weight, bias, false, /*halves=*/false, /*drift=*/false);
   with.add_batch(random.inputs, float_inputs);
   without.add_batch(random.inputs.narrow(0, 0, 30), float_inputs.narrow(0, 0, 30));
   continued.set_state(without.state());
@@ -298,6 +298,10 @@ TEST(GPTQLayer, GathersTheMeanOfFloatInputsWithoutDrift) {
   EXPECT_TRUE(unmoved.codes.equal(expected.codes));
   // The Hessians of one and of two batches differ in roundings.
   EXPECT_TRUE(unmoved.bias_shift.allclose(expected.bias_shift, 1e-4, 1e-5));
+  EXPECT_PRED_FORMAT2(testing::IsSubstring, "state must be that of a layer with drift false, is not",
+                      error_of([&] { without.set_state(with.state()); }));
+  EXPECT_PRED_FORMAT2(testing::IsSubstring, "state must be that of a layer with drift true, is not",
+                      error_of([&] { with.set_state(without.state()); }));
   EXPECT_PRED_FORMAT2(testing::IsSubstring, "float_input must be given with every batch or none, got none after 60",
                       error_of([&] { without.add_batch(random.inputs); }));
 }

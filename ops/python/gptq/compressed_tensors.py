@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .quantized_linear import QuantizedConv2d, QuantizedLinear
+from .targets import kind_of
 
 
 class _Layout(NamedTuple):
@@ -46,7 +47,7 @@ def save_pretrained(model: PreTrainedModel, folder: str | os.PathLike[str], **op
     state = {key: tensor for key, tensor in model.state_dict().items() if key.rpartition(".")[0] not in layers}
     for name, layer in layers.items():
         state |= {f"{name}.{leaf}": tensor for leaf, tensor in _tensors(layer, layouts[name]).items()}
-    dense = [name for name, module in model.named_modules() if _is_dense(module)]
+    dense = [name for name, module in model.named_modules() if kind_of(module) in ("Linear", "Conv1D")]
     with _described(model, _settings(layouts, dense)):
         model.save_pretrained(folder, state_dict=state, **options)
 
@@ -90,10 +91,6 @@ def _tensors(layer: QuantizedLinear, layout: _Layout) -> dict[str, Tensor]:
     if layer.bias is not None:
         tensors["bias"] = layer.bias
     return tensors
-
-
-def _is_dense(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _settings(layouts: dict[str, _Layout], dense: list[str]) -> dict[str, Any]:

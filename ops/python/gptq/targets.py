@@ -57,7 +57,8 @@ class Target:
         return (self.weight.shape[1],)
 
 
-def _kind(module: nn.Module) -> str | None:
+def kind_of(module: nn.Module) -> str | None:
+    """Return "Linear", "Conv1D" or "Conv2d"; None: another kind of module."""
     if isinstance(module, nn.Linear):
         return "Linear"
     if isinstance(module, nn.Conv2d):
@@ -149,13 +150,13 @@ def find_targets(model: nn.Module, choose: Choice) -> tuple[list[Target], dict[s
     Raises:
         ValueError: the model itself is a layer, which cannot be replaced in place.
     """
-    if _kind(model) is not None:
-        raise ValueError(f"model is itself a {_kind(model)}, which cannot be replaced in place: wrap it in a module")
+    if kind_of(model) is not None:
+        raise ValueError(f"model is itself a {kind_of(model)}, which cannot be replaced in place: wrap it in a module")
     targets: dict[int, Target] = {}
     skipped: dict[str, str] = {}
     parents = dict(model.named_modules(remove_duplicate=False))
     for name, module in parents.items():
-        kind = _kind(module)
+        kind = kind_of(module)
         if kind is None:
             continue
         reason = _obstacle(module, kind)
